@@ -1,0 +1,1 @@
+"""The Faust application: from clickstream topics to predictions, exactly once."""

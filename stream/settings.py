@@ -1,0 +1,231 @@
+"""One frozen settings object, parsed once at the edge and passed as an argument.
+
+Every field can be set by an environment variable: the prefix ``FORECLICK_``, ``__`` for nesting
+(``FORECLICK_KAFKA__BOOTSTRAP_SERVERS``), and for secrets ``*_FILE`` names a file that holds the value. A variable
+with our prefix that no field knows is an error, because a misspelt setting that is silently ignored is worse.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from stream.errors import ConfigurationError
+
+PREFIX = "FORECLICK_"
+
+
+def default_data_dir() -> Path:
+    """Where state lives unless told otherwise: the user's state folder, never the working directory."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "foreclick"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kafka(_Group):
+    """How to reach the broker. The security fields carry Kafka's own property names (dots become underscores)."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, comma separated")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_ca_location: Path | None = None
+    ssl_certificate_location: Path | None = None
+    ssl_key_location: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    session_timeout_ms: int = Field(8_000, ge=3_000, description="a paused worker loses its partitions after this")
+    rebalance_timeout_ms: int = Field(30_000, ge=5_000, description="time for an open transaction to end")
+    transaction_timeout_ms: int = Field(30_000, ge=5_000, description="the broker aborts an abandoned transaction")
+    request_timeout_ms: int = Field(20_000, ge=1_000)
+    max_partition_fetch_bytes: int = Field(1 << 20, description="larger buffers cost memory, not time")
+
+    def aiokafka(self) -> dict[str, Any]:
+        """Arguments of every aiokafka client."""
+        arguments: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+            "request_timeout_ms": self.request_timeout_ms,
+        }
+        if self.security_protocol.startswith("SASL"):
+            arguments["sasl_mechanism"] = self.sasl_mechanism
+            arguments["sasl_plain_username"] = self.sasl_username
+            arguments["sasl_plain_password"] = self.sasl_password.get_secret_value() if self.sasl_password else None
+        if self.security_protocol.endswith("SSL"):
+            context = ssl.create_default_context(cafile=str(self.ssl_ca_location) if self.ssl_ca_location else None)
+            if self.ssl_certificate_location:
+                password = self.ssl_key_password.get_secret_value() if self.ssl_key_password else None
+                context.load_cert_chain(self.ssl_certificate_location, self.ssl_key_location, password)
+            arguments["ssl_context"] = context
+        return arguments
+
+    def librdkafka(self) -> dict[str, Any]:
+        """Arguments of every confluent-kafka client (administration, replay, readers)."""
+        named = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism if self.security_protocol.startswith("SASL") else None,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password.get_secret_value() if self.sasl_password else None,
+            "ssl.ca.location": str(self.ssl_ca_location) if self.ssl_ca_location else None,
+            "ssl.certificate.location": str(self.ssl_certificate_location) if self.ssl_certificate_location else None,
+            "ssl.key.location": str(self.ssl_key_location) if self.ssl_key_location else None,
+            "ssl.key.password": self.ssl_key_password.get_secret_value() if self.ssl_key_password else None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class Topics(_Group):
+    """Names of the topics; ``prefix`` goes before each of them."""
+
+    prefix: str = ""
+    clicks: str = "clicks"
+    predictions: str = "predictions"
+    dead_letters: str = "clicks.dlq"
+    partitions: int = Field(8, ge=1, le=1024, description="of topics that `topics create` makes")
+    replication_factor: int = Field(1, ge=1, description="3 in production; doctor says so")
+
+
+class Http(_Group):
+    """Where operators look: /metrics, /healthz, /readyz and the state of one user."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(6066, ge=0, le=65535, description="0 takes a free port")
+    token: SecretStr | None = Field(None, description="needed for a bind outside loopback")
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured, with the reason for each default."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    app_id: str = Field("foreclick", description="consumer group and the prefix of internal topics")
+    kafka: Kafka = Kafka()
+    topics: Topics = Topics()
+    http: Http = Http()
+    data_dir: Path = Field(default_factory=default_data_dir)
+    model: Path | None = Field(None, description="model folder; the bundled one when not set")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    input_format: str = Field("auto", description="of records in the input topic; auto recognises the shape")
+
+    max_batch_size: int = Field(4096, ge=1, le=65536, description="events in a micro-batch; larger is not faster")
+    max_batch_wait_ms: float = Field(5.0, ge=0, description="counted from the oldest event; merges partitions")
+    partition_wait_ms: float = Field(8.0, ge=0, description="a fuller transaction costs the broker less than two")
+    queue_size: int = Field(8192, ge=1, description="events waiting in a partition before its reading is paused")
+    predictions: Literal["every", "last"] = Field("every", description="one an event, or the last of a user in a batch")
+    user_vectors: bool = Field(False, description="fill user_vector in each prediction")
+
+    session_gap_s: int = Field(1800, ge=1, description="silence that ends a session")
+    late_limit_s: int = Field(1800, ge=0, description="an event older than this against its user's last is rejected")
+    future_limit_s: int = Field(300, ge=0, description="an event further ahead of the clock is rejected")
+
+    on_position_mismatch: Literal["open", "exit"] = Field("open", description="state stays exact; outputs may repeat")
+    on_data_loss: Literal["exit", "skip"] = Field("exit", description="when retention has passed our position")
+    commit_max_age_s: int = Field(60, ge=1, description="not ready when there is lag and no commit for so long")
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="text on a terminal, json elsewhere")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load_settings reads the environment itself: pydantic-settings would let misspelt names pass.
+        return (init_settings,)
+
+    @property
+    def clicks_topic(self) -> str:
+        return self.topics.prefix + self.topics.clicks
+
+    @property
+    def predictions_topic(self) -> str:
+        return self.topics.prefix + self.topics.predictions
+
+    @property
+    def dead_letters_topic(self) -> str:
+        return self.topics.prefix + self.topics.dead_letters
+
+    @property
+    def changelog_topic(self) -> str:
+        return f"{self.topics.prefix}{self.app_id}-state-changelog"
+
+    def described(self) -> dict[str, Any]:
+        """The settings as plain values, secrets masked, for the line printed at start."""
+        return self.model_dump(mode="json")
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the environment once; ``overrides`` are flags of the command line and win
+    (``kafka__bootstrap_servers=...``; None means not given).
+
+    Raises:
+        ConfigurationError: an unknown variable of our prefix, or a value of the wrong type, named.
+    """
+    environ = os.environ if environ is None else environ
+    known = dict(_variables(Settings, PREFIX))
+    values: dict[str, Any] = {}
+    for name, value in environ.items():
+        upper = name.upper()
+        if not upper.startswith(PREFIX):
+            continue
+        secret = upper.removesuffix("_FILE")
+        if upper in known:
+            _place(values, upper, value)
+        elif secret != upper and known.get(secret):
+            _place(values, secret, _secret_file(name, value))
+        else:
+            close = difflib.get_close_matches(upper, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "`foreclick worker --help` lists the settings."
+            raise ConfigurationError(f"Unknown setting {name} in the environment. {hint}")
+    for name, value in overrides.items():
+        if value is not None:
+            _place(values, PREFIX + name.upper(), value)
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "__".join(str(part) for part in first["loc"]).upper()
+        secret = known.get(PREFIX + place)
+        shown = "(hidden)" if secret else repr(first.get("input"))
+        message = f"Setting {PREFIX}{place} = {shown}: {first['msg']}. Correct it and start again."
+        raise ConfigurationError(message) from None
+
+
+def _variables(model: type[BaseModel], prefix: str) -> list[tuple[str, bool]]:
+    """Every environment variable that the model knows, and whether it holds a secret."""
+    found: list[tuple[str, bool]] = []
+    for name, field in model.model_fields.items():
+        variable = prefix + name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _variables(field.annotation, variable + "__")
+        else:
+            found.append((variable, "SecretStr" in str(field.annotation)))
+    return found
+
+
+def _secret_file(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{variable} names {path}, which cannot be read: {error.strerror}.") from error
+
+
+def _place(values: dict[str, Any], variable: str, value: Any) -> None:
+    """Put the value of ``FORECLICK_GROUP__NAME`` where Settings expects it."""
+    *groups, last = variable.removeprefix(PREFIX).lower().split("__")
+    for group in groups:
+        values = values.setdefault(group, {})
+    values[last] = value

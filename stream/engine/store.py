@@ -1,0 +1,195 @@
+"""Rows of one partition in RocksDB, and the changelog position they stand at.
+
+The changelog is the write-ahead log. RocksDB's own is switched off: rows and their position go into one memtable by
+one WriteBatch, a memtable reaches the disk whole, so what survives a crash is an older state *with its own older
+position*, and the restore goes on from there. That halves the bytes written and the cost of a batch.
+
+Reserved keys start with U+0000, which no user id may: ``\\0src`` (written by every transaction, in the changelog too)
+and ``\\0pos``, ``\\0log``, ``\\0seen`` (only here).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import rocksdict
+
+from stream.errors import StoreError
+from stream.stage import SOURCE_KEY
+
+POSITION_KEY = b"\0pos"  # changelog offset of the newest record that is in this store
+CHANGELOG_KEY = b"\0log"  # topic id of that changelog
+WRITTEN_KEY = b"\0seen"  # wall clock of the last write, ms
+
+_I64 = struct.Struct("<q")
+
+WRITE_BUFFER_BYTES = 8 << 20
+BLOCK_CACHE_BYTES = 8 << 20
+
+
+class Store:
+    """One partition's rows. Not shared between threads.
+
+    Args:
+        folder: of this partition alone; created when missing.
+
+    Raises:
+        StoreError: locked by another worker, not writable, or damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._db: rocksdict.Rdict | None = None
+        self._unlogged = rocksdict.WriteOptions()
+        self._unlogged.disable_wal = True
+
+    def open(self) -> None:
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+        options.set_max_write_buffer_number(2)
+        options.set_keep_log_file_num(2)
+        options.set_max_open_files(64)
+        options.set_compression_type(rocksdict.DBCompressionType.lz4())
+        tables = rocksdict.BlockBasedOptions()
+        tables.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
+        tables.set_bloom_filter(10, False)
+        options.set_block_based_table_factory(tables)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._db = rocksdict.Rdict(str(self.folder), options=options)
+        except OSError as error:
+            raise StoreError(
+                f"Data directory {self.folder} cannot be written: {error.strerror}. "
+                "Set FORECLICK_DATA_DIR to a folder of this user with free space."
+            ) from error
+        except Exception as error:  # rocksdict raises bare Exception with RocksDB's status as text
+            text = str(error)
+            if "lock" in text.lower():
+                raise StoreError(
+                    f"Data directory {self.folder} is locked by another worker. "
+                    "Give each worker its own FORECLICK_DATA_DIR, or stop the other one."
+                ) from error
+            raise StoreError(
+                f"Data directory {self.folder} cannot be opened ({text}). Move it away and start again: the rows are "
+                "restored from the changelog."
+            ) from error
+
+    @property
+    def database(self) -> rocksdict.Rdict:
+        if self._db is None:
+            raise StoreError(f"Store {self.folder} is closed.")
+        return self._db
+
+    @property
+    def is_open(self) -> bool:
+        return self._db is not None
+
+    def get(self, keys: list[bytes]) -> list[bytes | None]:
+        """Rows of the keys, in order; None where there is none."""
+        return self.database.get(keys)
+
+    def apply(self, rows: Iterable[tuple[bytes, bytes | None]], position: int, changelog_id: bytes, now_ms: int) -> None:
+        """Write rows (None erases) and the changelog offset of the newest of them, as one."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        for key, value in rows:
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
+        put(POSITION_KEY, _I64.pack(position))
+        put(CHANGELOG_KEY, changelog_id)
+        put(WRITTEN_KEY, _I64.pack(now_ms))
+        try:
+            self.database.write(batch, self._unlogged)
+        except Exception as error:  # after one failed write RocksDB refuses all others: nothing can be mended here
+            raise StoreError(
+                f"Writing to {self.folder} failed ({error}). Free space or move the folder away, then start again: "
+                "the rows are restored from the changelog."
+            ) from error
+
+    def position(self) -> int | None:
+        """Changelog offset of the newest applied record; None for a new store."""
+        raw = self.database.get(POSITION_KEY)
+        return None if raw is None else _I64.unpack(raw)[0]
+
+    def changelog_id(self) -> bytes | None:
+        return self.database.get(CHANGELOG_KEY)
+
+    def written_ms(self) -> int:
+        raw = self.database.get(WRITTEN_KEY)
+        return 0 if raw is None else _I64.unpack(raw)[0]
+
+    def source(self) -> bytes | None:
+        """Value of ``\\0src``: the next source offset as the last transaction wrote it."""
+        return self.database.get(SOURCE_KEY)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every user's row; reserved keys are left out."""
+        for key, value in self.database.items(from_key=b"\1"):
+            yield key, value
+
+    def reserved(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Entries whose key starts with a reserved prefix, such as the names of categories."""
+        for key, value in self.database.items(from_key=prefix):
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def count(self) -> int:
+        """Rows, estimated by RocksDB; exact after a flush without overwritten rows."""
+        return int(self.database.property_int_value("rocksdb.estimate-num-keys") or 0)
+
+    def wipe(self) -> None:
+        """Forget everything; the changelog fills it again."""
+        self.close(flush=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.open()
+
+    def close(self, flush: bool = True) -> None:
+        """Flush and release the lock; a second call does nothing."""
+        database, self._db = self._db, None
+        if database is None:
+            return
+        if flush:
+            database.flush()
+        database.close()
+
+
+def lock_data_dir(folder: Path) -> IO[str]:
+    """Hold a data directory for this process alone; the lock ends with the process.
+
+    Raises:
+        StoreError: another worker holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = (folder / "worker.lock").open("a+")
+    except OSError as error:
+        raise StoreError(
+            f"Data directory {folder} cannot be written: {error.strerror}. Set FORECLICK_DATA_DIR to a folder of "
+            "this user with free space."
+        ) from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.seek(0)
+        owner = held.read().strip() or "unknown"
+        held.close()
+        raise StoreError(
+            f"Data directory {folder} is locked by another worker (pid {owner}). Give each worker its own "
+            "FORECLICK_DATA_DIR, or stop that one."
+        ) from None
+    held.truncate(0)
+    held.write(str(os.getpid()))
+    held.flush()
+    return held
+
+

@@ -106,6 +106,7 @@ class Partition:
         self.paused = True  # by the poll loop, which alone seeks, pauses and resumes
         self.fetched: int | None = None  # end of the newest chunk handed in
         self.queued = 0
+        self.in_flight = False  # inside a micro-batch
         self.last_commit_s: float | None = None
         self._make_stage = make_stage
         self._clock = clock
@@ -294,7 +295,9 @@ class Partition:
                 await asyncio.sleep(wait_s)
                 if self.closing:
                     return
+            self.in_flight = True
             await self.stage.micro_batch(self.take())
+            self.in_flight = False
             self.last_commit_s = loop.time()
 
     # ------------------------------------------------------------------ close

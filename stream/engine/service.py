@@ -1,0 +1,329 @@
+"""The engine: one group consumer, one task per owned partition, one scorer. A Service that the Faust app starts.
+
+Only the poll loop seeks, pauses, resumes and reads the source. The rebalance listener must be quick (aiokafka sends no
+heartbeat until it returns) and must not raise (aiokafka swallows that), so it only pauses and starts tasks, and ends
+the process when anything goes wrong in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaConnectionError, NoOffsetForPartitionError
+from mode import Service
+
+from stream.engine.exit import end_process
+from stream.engine.kafka_log import KafkaLog, Offsets, TopicSet
+from stream.engine.partition import Partition, State
+from stream.engine.store import Store, lock_data_dir
+from stream.errors import BrokenInvariant, BrokerUnreachable
+from stream.settings import Settings
+from stream.stage import Chunk, Probe, SourceMark, Stage, Work, no_probe
+
+logger = structlog.get_logger("foreclick.engine")
+
+IDLE_POLL_MS = 200
+OPENING_POLL_MS = 20
+
+
+class EngineMetrics:
+    """What the engine tells of itself; the default tells nobody. See stream/metrics.py for the real one."""
+
+    def position_mismatch(self) -> None: ...
+
+    def partitions(self, owned: int, open_: int) -> None: ...
+
+    def lag(self, partition: int, records: int) -> None: ...
+
+    def rows(self, rows: int) -> None: ...
+
+    def forget(self, partition: int) -> None: ...
+
+
+class Engine(Service):
+    """One stage over all partitions of its source that the group gives to this worker.
+
+    Args:
+        topics: names, ids and partition counts, read from the broker beforehand.
+        make_work: the stage's work for one partition: (partition, store) -> Work.
+        services: started before the group is joined and stopped after it is left (the scorer, say).
+    """
+
+    partition_class: type[Partition] = Partition
+    log_class: type[KafkaLog] = KafkaLog
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: TopicSet,
+        make_work: Callable[[int, Store], Work[Any, Any, Any]],
+        *,
+        table: str = "state",
+        group: str | None = None,
+        metrics: EngineMetrics | None = None,
+        probe: Probe = no_probe,
+        clock: Callable[[], int] = lambda: int(time.time() * 1000),
+        before: Callable[[], Any] | None = None,
+        after: Callable[[], Any] | None = None,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self.settings = settings
+        self.topics = topics
+        self.parts: dict[int, Partition] = {}
+        self.spent_s: dict[str, float] = {}
+        self.generation = 0
+        self.group = group or settings.app_id
+        self.folder: Path = settings.data_dir / table
+        self._make_work = make_work
+        self._metrics = metrics or EngineMetrics()
+        self._probe = probe
+        self._clock = clock
+        self._before, self._after = before, after
+        self._closing = False
+        self._lock: Any = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._offsets = Offsets(settings.kafka.aiokafka())
+
+    # ------------------------------------------------------------------ start and stop
+
+    async def on_start(self) -> None:
+        try:
+            await self._start()
+        except KafkaConnectionError as error:
+            # mode would log a traceback and go on stopping half-started services
+            address = self.settings.kafka.bootstrap_servers
+            end_process("start", BrokerUnreachable(_unreachable(address, error)))
+        except Exception as error:
+            end_process("start", error)
+
+    async def _start(self) -> None:
+        self._lock = lock_data_dir(self.folder)
+        if self._before is not None:
+            await self._before()
+        kafka = self.settings.kafka
+        self._consumer = AIOKafkaConsumer(
+            **kafka.aiokafka(),
+            client_id=f"{self.settings.app_id}-{self.topics.source}",
+            group_id=self.group,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="none",
+            session_timeout_ms=kafka.session_timeout_ms,
+            heartbeat_interval_ms=kafka.session_timeout_ms // 4,
+            rebalance_timeout_ms=kafka.rebalance_timeout_ms,
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
+            retry_backoff_ms=50,
+        )
+        await self._offsets.start()
+        self._consumer.subscribe([self.topics.source], listener=_Listener(self))
+        await self._consumer.start()
+        self.add_future(self._poll())
+        self.add_future(self._report())
+
+    async def on_stop(self) -> None:
+        self._closing = True
+        try:
+            await self.revoke("stopping")
+            if self._consumer is not None:
+                await asyncio.wait_for(self._consumer.stop(), 5)
+            await self._offsets.stop()
+        except Exception as error:
+            end_process("stop", error)
+        if self._after is not None:
+            await self._after()
+
+    # ------------------------------------------------------------------ ownership
+
+    def assign(self, numbers: list[int]) -> None:
+        """Start the life of each partition; they open by themselves."""
+        if self.parts:
+            raise BrokenInvariant("Partitions were assigned while others were still open.")
+        self.generation += 1
+        for number in numbers:
+            self.parts[number] = self._partition(number)
+            self.parts[number].start()
+        logger.info("partitions assigned", generation=self.generation, partitions=numbers)
+
+    def _partition(self, number: int) -> Partition:
+        settings = self.settings
+        log = self.log_class(
+            number,
+            self.topics,
+            client=settings.kafka.aiokafka(),
+            consumer=self._consumer,
+            offsets=self._offsets,
+            group=self.group,
+            app_id=settings.app_id,
+            transaction_timeout_ms=settings.kafka.transaction_timeout_ms,
+        )
+        store = Store(self.folder / str(number))
+
+        def make_stage(position: int, mark: SourceMark | None) -> Stage[Any, Any, Any]:
+            stage: Stage[Any, Any, Any] = Stage(
+                work=self._make_work(number, store),
+                log=log,
+                store=store,
+                clock=self._clock,
+                next_offset=position,
+                topic_id=self.topics.source_id,
+                changelog_id=self.topics.changelog_id,
+                watermark_ms=mark.watermark_ms if mark else 0,
+                probe=self._probe,
+            )
+            # One sum over all partitions: the bench asks where a worker's time goes.
+            self.spent_s = {**stage.spent_s, **self.spent_s}
+            stage.spent_s = self.spent_s
+            return stage
+
+        return self.partition_class(
+            number,
+            log,
+            store,
+            make_stage,
+            clock=self._clock,
+            end_process=end_process,
+            topic=self.topics.source,
+            batch_limit=settings.max_batch_size,
+            queue_limit=settings.queue_size,
+            wait_s=settings.partition_wait_ms / 1000,
+            on_position_mismatch=settings.on_position_mismatch,
+            on_data_loss=settings.on_data_loss,
+            count_mismatch=self._metrics.position_mismatch,
+            probe=self._probe,
+        )
+
+    async def revoke(self, why: str) -> None:
+        """Close every partition: all are marked first, so that none begins another micro-batch."""
+        parts = list(self.parts.values())
+        if not parts:
+            return
+        began = time.monotonic()
+        for part in parts:
+            part.closing = True
+        transaction_s = 0.6 * self.settings.kafka.session_timeout_ms / 1000
+        await asyncio.gather(*(part.close(transaction_s) for part in parts))
+        self.parts.clear()
+        for part in parts:
+            self._metrics.forget(part.number)
+        logger.info("partitions released", why=why, count=len(parts), seconds=round(time.monotonic() - began, 3))
+
+    # ------------------------------------------------------------------ reading
+
+    async def _poll(self) -> None:
+        try:
+            while not self._closing:
+                await self._poll_once()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            end_process("reading the source", error)
+
+    async def _poll_once(self) -> None:
+        consumer = self._consumer
+        assert consumer is not None
+        opening = self._steer()
+        if not any(part.state is State.OPEN for part in self.parts.values()):
+            await asyncio.sleep(OPENING_POLL_MS / 1000)
+            return
+        try:
+            fetched = await consumer.getmany(
+                timeout_ms=OPENING_POLL_MS if opening else IDLE_POLL_MS, max_records=self.settings.max_batch_size
+            )
+        except NoOffsetForPartitionError:
+            return  # a paused partition without a committed offset; opening seeks
+        if self._closing:
+            return
+        for source, records in fetched.items():
+            part = self.parts.get(source.partition)
+            if part is None or part.closing or part.state is not State.OPEN:
+                continue  # fetched for an assignment that has ended: whoever opens it next seeks
+            if part.fetched is None or records[0].offset < part.fetched:
+                raise BrokenInvariant(
+                    f"{source.topic}[{source.partition}] answered offset {records[0].offset} at {part.fetched}."
+                )
+            part.put(Chunk(records, part.fetched, records[-1].offset + 1))
+
+    def _steer(self) -> bool:
+        """Open what is verified, pause what is full, resume what has drained; whether any is still on its way."""
+        consumer, opening = self._consumer, False
+        assert consumer is not None
+        for part in list(self.parts.values()):
+            source = TopicPartition(self.topics.source, part.number)
+            if part.closing:
+                continue
+            if part.state is State.VERIFIED:
+                consumer.seek(source, part.position)
+                consumer.resume(source)
+                part.paused = False
+                part.opened()
+            elif part.state is not State.OPEN:
+                opening = True
+            elif not part.paused and part.full:
+                consumer.pause(source)
+                part.paused = True
+            elif part.paused and part.drained:
+                consumer.resume(source)
+                part.paused = False
+        return opening
+
+    # ------------------------------------------------------------------ seen from outside
+
+    def open_partitions(self) -> list[Partition]:
+        return [part for part in self.parts.values() if part.state is State.OPEN]
+
+    def joining(self) -> int:
+        """Partitions that have events and could still join the micro-batch which the scorer is holding."""
+        return sum(1 for part in self.parts.values() if part.queued and not part.in_flight)
+
+    def lag(self) -> dict[int, int]:
+        """Records between what is committed and the newest known to the broker, by partition."""
+        consumer, lag = self._consumer, {}
+        for part in self.open_partitions():
+            assert consumer is not None and part.stage is not None
+            high = consumer.highwater(TopicPartition(self.topics.source, part.number))
+            lag[part.number] = max(0, (high or part.stage.next_offset) - part.stage.next_offset)
+        return lag
+
+    async def _report(self) -> None:
+        """Gauges once a second; never on the hot path."""
+        while not self._closing:
+            await asyncio.sleep(1.0)
+            self._metrics.partitions(len(self.parts), len(self.open_partitions()))
+            for partition, records in self.lag().items():
+                self._metrics.lag(partition, records)
+            self._metrics.rows(sum(part.store.count() for part in self.open_partitions() if part.store.is_open))
+
+
+class _Listener(ConsumerRebalanceListener):
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:
+        try:
+            await self._engine.revoke("revoked")
+        except BaseException as error:
+            end_process("revoked", error)
+
+    async def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
+        engine = self._engine
+        try:
+            mine = sorted(source for source in assigned if source.topic == engine.topics.source)
+            engine._consumer.pause(*mine)  # type: ignore[union-attr]
+            engine.assign([source.partition for source in mine])
+        except BaseException as error:
+            end_process("assigned", error)
+
+
+def _unreachable(address: str, error: BaseException) -> str:
+    return (
+        f"No Kafka broker answers at {address} ({error}). Start one with `foreclick broker start`, or set "
+        "FORECLICK_KAFKA__BOOTSTRAP_SERVERS."
+    )

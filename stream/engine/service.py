@@ -24,7 +24,7 @@ from stream.engine.partition import Partition, State
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import BrokenInvariant, BrokerUnreachable
 from stream.settings import Settings
-from stream.stage import Chunk, Probe, SourceMark, Stage, Work, no_probe
+from stream.stage import STEPS, Chunk, Probe, SourceMark, Stage, Work, no_probe
 
 logger = structlog.get_logger("foreclick.engine")
 
@@ -77,7 +77,7 @@ class Engine(Service):
         self.settings = settings
         self.topics = topics
         self.parts: dict[int, Partition] = {}
-        self.spent_s: dict[str, float] = {}
+        self.spent_s = dict.fromkeys(STEPS, 0.0)  # one sum over all partitions: where a worker's time goes
         self.generation = 0
         self.group = group or settings.app_id
         self.folder: Path = settings.data_dir / table
@@ -167,7 +167,7 @@ class Engine(Service):
         store = Store(self.folder / str(number))
 
         def make_stage(position: int, mark: SourceMark | None) -> Stage[Any, Any, Any]:
-            stage: Stage[Any, Any, Any] = Stage(
+            return Stage(
                 work=self._make_work(number, store),
                 log=log,
                 store=store,
@@ -177,11 +177,8 @@ class Engine(Service):
                 changelog_id=self.topics.changelog_id,
                 watermark_ms=mark.watermark_ms if mark else 0,
                 probe=self._probe,
+                spent_s=self.spent_s,
             )
-            # One sum over all partitions: the bench asks where a worker's time goes.
-            self.spent_s = {**stage.spent_s, **self.spent_s}
-            stage.spent_s = self.spent_s
-            return stage
 
         return self.partition_class(
             number,

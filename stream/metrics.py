@@ -55,7 +55,7 @@ class ArrayHistogram(Collector):
 class Metrics(EngineMetrics):
     """Every metric of a worker, in a registry of its own."""
 
-    def __init__(self, model: str = "", version: str = "") -> None:
+    def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
@@ -86,21 +86,26 @@ class Metrics(EngineMetrics):
         self.batch_wait = Histogram(
             "foreclick_batch_wait_seconds", "Wait of a micro-batch's oldest event for the model", registry=registry
         )
-        inference = Histogram(
+        self._inference = Histogram(
             "foreclick_inference_duration_seconds",
             "One step of the model",
             ("model", "version"),
             registry=registry,
         )
-        self.inference = inference.labels(model, version)
         self.commit = Histogram("foreclick_commit_duration_seconds", "Receipt of chunks to commit", registry=registry)
-        gauge("model_info", "The model in use", ("model", "version")).labels(model, version).set(1)
+        self._model_info = gauge("model_info", "The model in use", ("model", "version"))
         self.state_rows = gauge("state_rows", "Rows in the local stores, estimated")
         self._lag = gauge("consumer_lag_records", "Records not yet committed", ("partition",))
         self.owned = gauge("partitions_owned", "Partitions that the group gave to this worker")
         self.open = gauge("partitions_open", "Partitions that are being processed")
         self.degraded = gauge("degraded", "1 when the model fell back from its device to the CPU")
         self._reasons = {name: self.released.labels(name) for name in ("full", "deadline", "flush")}
+
+    def use_model(self, model: str, version: str) -> None:
+        """Name the model that steps from now on."""
+        self._model_info.clear()
+        self._model_info.labels(model, version).set(1)
+        self._inference_of_model = self._inference.labels(model, version)
 
     def committed(self, counts: Counts, received_s: float, committed_s: float) -> None:
         """Step 9 of a micro-batch."""
@@ -119,7 +124,7 @@ class Metrics(EngineMetrics):
         self._reasons[released.reason.value].inc()
         self.batch_size.observe(released.events)
         self.batch_wait.observe(released.waited_s)
-        self.inference.observe(released.inference_s)
+        self._inference_of_model.observe(released.inference_s)
 
     def position_mismatch(self) -> None:
         self.mismatches.inc()

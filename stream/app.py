@@ -1,0 +1,274 @@
+"""Composition only: settings -> Faust app, the clicks stage, the operators' HTTP server.
+
+``faust -A stream.app worker`` finds ``app`` here; it is built on first access, so importing this module does nothing.
+Faust keeps its sensors, timers, commands and agents on low-rate topics; its consumer, conductor and table recovery
+stay off the hot path, which is the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import faust
+import structlog
+from faust.app.base import BootStrategy
+
+from models.errors import ForeclickError
+from stream.broker.topics import describe
+from stream.engine import requirements
+from stream.engine.exit import end_process
+from stream.engine.kafka_log import TopicSet
+from stream.engine.partition import State
+from stream.engine.scorer import Scorer
+from stream.engine.service import Engine, Plan
+from stream.engine.store import Store
+from stream.engine.tables import StateTable
+from stream.errors import TopicError
+from stream.formats import record_adapter
+from stream.health import Health, readiness
+from stream.logs import configure_logs
+from stream.metrics import Metrics
+from stream.outputs import PredictionRenderer
+from stream.rows import RowLayout, read
+from stream.scoring import NAME_KEY, CategoryNames, ClicksWork, ModelStep, ScoreRequest
+from stream.sessions import FoldRules, NameCodes
+from stream.settings import Settings, load_settings
+
+logger = structlog.get_logger("foreclick.app")
+
+
+class Clicks:
+    """The clicks stage of one worker: model, scorer, metrics and HTTP around an engine."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.metrics = Metrics()
+        self.engine = Engine(settings, self.prepare, release=self.release, metrics=self.metrics)
+        self.not_loaded: str | None = "model not loaded"
+        self.health = Health(
+            settings.http, ready=self.ready, metrics=self.metrics_text, state=self.state, stats=self.stats
+        )
+        self.scorer: Scorer[ScoreRequest, Any] | None = None
+        self.step: Any = None
+
+    async def prepare(self) -> Plan:
+        """Listen for operators, check the topics, load the model; then the group may be joined."""
+        await self.health.start()
+        settings = self.settings
+        logger.info("settings", **settings.described())
+        topics = await asyncio.to_thread(topic_set, settings)
+        artefact, self.step = await asyncio.to_thread(load_model, settings)
+        self.metrics.use_model(artefact.name, artefact.version)
+        self.metrics.degraded.set(self.step.degraded)
+        self.scorer = Scorer(
+            ModelStep(self.step),
+            max_batch_size=settings.max_batch_size,
+            max_batch_wait_s=settings.max_batch_wait_ms / 1000,
+            joining=self.engine.joining,
+            observe=self.metrics.model_released,
+        )
+        self.scorer.start()
+        self.not_loaded = None
+        logger.info(
+            "model loaded",
+            model=artefact.name,
+            version=artefact.version,
+            device=self.step.device_name,
+            http=f"http://{settings.http.host}:{self.health.port}",
+        )
+        rules = FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000)
+        layout = RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window)
+        codes = NameCodes()
+        vocabulary = artefact.categories.by_code()
+        topic_id = topics.source_id
+        adapt = record_adapter(settings.input_format)
+
+        async def score(request: ScoreRequest) -> Any:
+            assert self.scorer is not None
+            return await self.scorer.score(request, request.events)
+
+        def make_work(partition: int, store: Store) -> ClicksWork:
+            names = CategoryNames(vocabulary, CategoryNames.stored(store.reserved(NAME_KEY)))
+            renderer = PredictionRenderer(
+                artefact.name,
+                artefact.version,
+                artefact.actions.names,
+                topic=topics.source,
+                topic_id=readable_id(topic_id),
+                partition=partition,
+                churn_horizon_s=artefact.churn_horizon_s,
+                source=f"/{settings.app_id}/{topics.source}",
+            )
+            return ClicksWork(
+                topic=topics.source,
+                topic_id=topic_id,
+                partition=partition,
+                predictions_topic=settings.predictions_topic,
+                dead_letters_topic=settings.dead_letters_topic,
+                actions=artefact.actions,
+                layout=layout,
+                fingerprint=artefact.fingerprint,
+                renderer=renderer,
+                names=names,
+                rules=rules,
+                codes=codes,
+                score=score,
+                adapt=adapt,
+                every=settings.predictions == "every",
+                user_vectors=settings.user_vectors,
+                observe=self.metrics.committed,
+            )
+
+        return Plan(topics, make_work)
+
+    async def release(self) -> None:
+        if self.scorer is not None:
+            await self.scorer.stop()
+        await self.health.stop()
+
+    # ------------------------------------------------------------------ seen from outside
+
+    def ready(self) -> str | None:
+        if self.not_loaded is not None:
+            return self.not_loaded
+        parts = self.engine.parts.values()
+        commits = [part.last_commit_s for part in parts if part.last_commit_s is not None]
+        return readiness(
+            {part.number: part.state.value for part in parts},
+            lag_records=sum(self.engine.lag().values()),
+            last_commit_s=max(commits, default=None),
+            max_age_s=self.settings.commit_max_age_s,
+            now_s=asyncio.get_running_loop().time(),
+        )
+
+    def metrics_text(self) -> bytes:
+        self.metrics.degraded.set(self.step is not None and self.step.degraded)
+        return self.metrics.text()
+
+    def state(self, user: str) -> dict[str, Any] | None:
+        """The row of a user in this worker's partitions."""
+        key = user.encode()
+        for part in self.engine.open_partitions():
+            raw = part.store.get([key])[0] if part.store.is_open else None
+            if raw is not None:
+                return {"user_id": user, "partition": part.number, "bytes": len(raw), **read(raw)}
+        return None
+
+    def stats(self) -> dict[str, Any]:
+        """Where every partition stands, and where the worker's time went."""
+        engine = self.engine
+        return {
+            "partitions": {
+                part.number: {
+                    "state": part.state.value,
+                    "next_offset": part.stage.next_offset if part.stage else None,
+                    "rows": part.store.count() if part.store.is_open else None,
+                    "restored_records": part.restored,
+                }
+                for part in engine.parts.values()
+            },
+            "open": sum(part.state is State.OPEN for part in engine.parts.values()),
+            "lag_records": sum(engine.lag().values()),
+            "spent_s": {step: round(seconds, 6) for step, seconds in engine.spent_s.items()},
+            "process_s": round(time.process_time(), 3),
+        }
+
+
+def load_model(settings: Settings) -> tuple[Any, Any]:
+    """The artefact and a step engine over it, verified."""
+    from models.registry import bundled, load_artefact
+    from models.runtime import StepEngine
+
+    artefact = load_artefact(settings.model or bundled())
+    return artefact, StepEngine(artefact, device=settings.device)
+
+
+def topic_set(settings: Settings) -> TopicSet:
+    """The topics as the broker has them.
+
+    Raises:
+        TopicError: one is missing, or the changelog has not the partitions of the source.
+    """
+    client = settings.kafka.librdkafka()
+    names = [
+        settings.clicks_topic,
+        settings.changelog_topic,
+        settings.predictions_topic,
+        settings.dead_letters_topic,
+    ]
+    found = {name: describe(client, name) for name in names}
+    source, changelog = found[settings.clicks_topic], found[settings.changelog_topic]
+    if source.partitions != changelog.partitions:
+        raise TopicError(
+            f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
+            f"{changelog.partitions}: rows would be looked for where they are not. Recreate the changelog with "
+            f"{source.partitions} partitions (`foreclick state reset --to earliest`)."
+        )
+    return TopicSet(
+        source=source.name,
+        source_id=source.topic_id,
+        changelog=changelog.name,
+        changelog_id=changelog.topic_id,
+        outputs={name: found[name].partitions for name in names[2:]},
+        tombstone_retention_ms=changelog.delete_retention_ms,
+    )
+
+
+def readable_id(topic_id: bytes) -> str:
+    """A topic id as Kafka's own tools print it."""
+    return base64.urlsafe_b64encode(topic_id).decode().rstrip("=")
+
+
+class Boot(BootStrategy):  # type: ignore[misc]
+    """Starts the engine after Faust's own services; Faust's consumer only when some agent reads a low-rate topic."""
+
+    def server(self) -> Iterable[Any]:
+        yield from super().server()
+        yield self.app.clicks.engine
+
+    @property
+    def enable_kafka_consumer(self) -> bool:  # type: ignore[override]
+        return bool(self.app.agents)
+
+
+class ForeclickApp(faust.App):  # type: ignore[misc]
+    """The Faust application; ``clicks`` is the stage on the hot path, ``table`` its rows."""
+
+    BootStrategy = Boot
+    clicks: Clicks
+    table: StateTable
+
+
+def create_app(settings: Settings) -> ForeclickApp:
+    """A Faust app over the settings; nothing is connected before it is started."""
+    requirements.check()
+    requirements.quicken_transactions()
+    configure_logs(settings.log_format, settings.log_level)
+    app = ForeclickApp(
+        f"{settings.app_id}-low",  # Faust's own group: its agents must not share the engine's
+        broker="aiokafka://" + settings.kafka.bootstrap_servers.replace(",", ";"),
+        store="memory://",
+        datadir=settings.data_dir / "faust",
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        stream_wait_empty=False,
+    )
+    app.clicks = Clicks(settings)
+    app.table = StateTable(app, app.clicks.engine, read, name="state", partitions=settings.topics.partitions)
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        app = create_app(load_settings())
+    except ForeclickError as error:
+        end_process("start", error)
+    globals()["app"] = app
+    return app

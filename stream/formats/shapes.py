@@ -1,0 +1,43 @@
+"""The two shapes of input that an adapter can describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Delimited", "JsonLines"]
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """Delimited text, a row an event.
+
+    Attributes:
+        name: as ``--format`` knows it.
+        columns: names in the order of the layout. A header may order them otherwise and have others besides.
+        has_header: whether the first row names the columns.
+        adapt_row: cells by column name -> canonical dict; raises ``Rejected``.
+        delimiter: one character.
+        fits: whether the first row looks like this layout, where no header tells.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    has_header: bool
+    adapt_row: Callable[[Mapping[str, str]], dict[str, Any]]
+    delimiter: str = ","
+    fits: Callable[[list[str]], bool] | None = None
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """One JSON object a line.
+
+    Attributes:
+        name: as ``--format`` knows it.
+        adapt_object: object -> canonical dict, or None when it has another shape; raises ``Rejected``.
+    """
+
+    name: str
+    adapt_object: Callable[[dict[str, Any]], dict[str, Any] | None]

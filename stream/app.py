@@ -142,7 +142,6 @@ class Clicks:
             lag_records=sum(self.engine.lag().values()),
             last_commit_s=max(commits, default=None),
             max_age_s=self.settings.commit_max_age_s,
-            now_s=asyncio.get_running_loop().time(),
         )
 
     def metrics_text(self) -> bytes:

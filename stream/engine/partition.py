@@ -20,6 +20,7 @@ step that was left out or moved in a prototype lost or doubled data on a real br
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -131,7 +132,7 @@ class Partition:
         try:
             await self.prepare()
             await self.run()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
             self._end_process(f"{self.topic}[{self.number}] while {self.state.value}", error)
@@ -253,7 +254,7 @@ class Partition:
         """Hand in the next chunk, from the poll loop."""
         self.fetched = chunk.end
         self.queued += len(chunk.records)
-        self._queue.append((chunk, asyncio.get_running_loop().time()))
+        self._queue.append((chunk, time.monotonic()))
         self._arrived.set()
 
     @property
@@ -282,7 +283,6 @@ class Partition:
     async def run(self) -> None:
         """Step 8: micro-batches until the partition is closed."""
         assert self.stage is not None
-        loop = asyncio.get_running_loop()
         while not self.closing:
             if not self._queue:
                 self._arrived.clear()
@@ -290,7 +290,7 @@ class Partition:
                 continue
             # The wait counts from the oldest chunk: a transaction costs the broker the same for ten events as for
             # hundreds, so a fuller one is worth a few milliseconds; a queue that is long already waits no longer.
-            wait_s = self._queue[0][1] + self._wait_s - loop.time()
+            wait_s = self._queue[0][1] + self._wait_s - time.monotonic()
             if wait_s > 0 and self.queued < self._batch_limit:
                 await asyncio.sleep(wait_s)
                 if self.closing:
@@ -298,7 +298,7 @@ class Partition:
             self.in_flight = True
             await self.stage.micro_batch(self.take())
             self.in_flight = False
-            self.last_commit_s = loop.time()
+            self.last_commit_s = time.monotonic()
 
     # ------------------------------------------------------------------ close
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,27 @@ class EngineMetrics:
     def forget(self, partition: int) -> None: ...
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What an engine needs to know of its stage before it joins the group.
+
+    Args:
+        topics: names, ids and partition counts, read from the broker.
+        make_work: the stage's work for one partition: (partition, open store) -> Work.
+    """
+
+    topics: TopicSet
+    make_work: Callable[[int, Store], Work[Any, Any, Any]]
+
+
 class Engine(Service):
     """One stage over all partitions of its source that the group gives to this worker.
 
     Args:
-        topics: names, ids and partition counts, read from the broker beforehand.
-        make_work: the stage's work for one partition: (partition, store) -> Work.
-        services: started before the group is joined and stopped after it is left (the scorer, say).
+        prepare: awaited before the group is joined: checks topics, loads the model, gives the plan.
+        release: awaited after the group was left.
+        table: name of the table, and of its folder under the data directory.
+        group: the consumer group; the app id unless told otherwise.
     """
 
     partition_class: type[Partition] = Partition
@@ -61,35 +76,42 @@ class Engine(Service):
     def __init__(
         self,
         settings: Settings,
-        topics: TopicSet,
-        make_work: Callable[[int, Store], Work[Any, Any, Any]],
+        prepare: Callable[[], Awaitable[Plan]],
         *,
+        release: Callable[[], Awaitable[None]] | None = None,
         table: str = "state",
         group: str | None = None,
         metrics: EngineMetrics | None = None,
         probe: Probe = no_probe,
         clock: Callable[[], int] = lambda: int(time.time() * 1000),
-        before: Callable[[], Any] | None = None,
-        after: Callable[[], Any] | None = None,
         **options: Any,
     ):
         super().__init__(**options)
         self.settings = settings
-        self.topics = topics
         self.parts: dict[int, Partition] = {}
         self.spent_s = dict.fromkeys(STEPS, 0.0)  # one sum over all partitions: where a worker's time goes
         self.generation = 0
         self.group = group or settings.app_id
         self.folder: Path = settings.data_dir / table
-        self._make_work = make_work
+        self._prepare, self._release = prepare, release
+        self._plan: Plan | None = None
         self._metrics = metrics or EngineMetrics()
         self._probe = probe
         self._clock = clock
-        self._before, self._after = before, after
         self._closing = False
         self._lock: Any = None
         self._consumer: AIOKafkaConsumer | None = None
         self._offsets = Offsets(settings.kafka.aiokafka())
+
+    @property
+    def plan(self) -> Plan:
+        if self._plan is None:
+            raise BrokenInvariant("The engine was asked for its topics before it was started.")
+        return self._plan
+
+    @property
+    def topics(self) -> TopicSet:
+        return self.plan.topics
 
     # ------------------------------------------------------------------ start and stop
 
@@ -105,8 +127,7 @@ class Engine(Service):
 
     async def _start(self) -> None:
         self._lock = lock_data_dir(self.folder)
-        if self._before is not None:
-            await self._before()
+        self._plan = await self._prepare()
         kafka = self.settings.kafka
         self._consumer = AIOKafkaConsumer(
             **kafka.aiokafka(),
@@ -137,8 +158,8 @@ class Engine(Service):
             await self._offsets.stop()
         except Exception as error:
             end_process("stop", error)
-        if self._after is not None:
-            await self._after()
+        if self._release is not None:
+            await self._release()
 
     # ------------------------------------------------------------------ ownership
 
@@ -168,7 +189,7 @@ class Engine(Service):
 
         def make_stage(position: int, mark: SourceMark | None) -> Stage[Any, Any, Any]:
             return Stage(
-                work=self._make_work(number, store),
+                work=self.plan.make_work(number, store),
                 log=log,
                 store=store,
                 clock=self._clock,

@@ -1,0 +1,246 @@
+"""The state row: all that is known of one user, in a fixed binary layout.
+
+Every row starts with its own sizes, so that rows of another model lie side by side in one store and are
+read on their user's next event:
+
+    header        version, number of actions, window, bytes of a window entry, length of the state vector
+    position      offset of the last applied event, and the epoch of its topic: its id's first 8 bytes
+    session       first and last event time, session counters; per action: count in session and life, last time
+    duplicates    ring of the last 16 hashes of event ids
+    model         fingerprint of the weights, and the state vector in float16
+    window        the last events, newest last: the truth from which a state vector is rebuilt
+    alerts        next deadline, and what was already said
+
+All numbers are little-endian and nothing is padded. A change of the layout is a new `VERSION` with a
+golden file of its own in tests/golden; the versions before it stay readable.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from stream.errors import DamagedRow
+
+__all__ = ["ENTRY_BYTES", "RING", "VERSION", "RowLayout", "read"]
+
+VERSION: Final = 1
+#: How many event ids of a user are remembered to drop repeats.
+RING: Final = 16
+#: One window entry: action u1, category u4, item u4, log gap f2, log price f2.
+ENTRY_BYTES: Final = 13
+
+_HEADER = np.dtype(
+    [("version", "u1"), ("n_actions", "u1"), ("window", "u1"), ("entry_width", "u1"), ("state_width", "<u2")]
+)
+_WINDOW_FIELDS = ("w_action", "w_category", "w_item", "w_log_gap", "w_log_price")
+_MODEL_FIELDS = ("fingerprint", "state")
+#: Fields that mean the same in every layout of this version.
+_COPIED = (
+    *("position", "epoch", "first_ms", "last_ms", "session_start_ms", "session_index", "session_events"),
+    *("life_events", "ring", "ring_next", "deadline_ms", "said"),
+)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """The layout of rows for one model.
+
+    Args:
+        n_actions: actions of the model's vocabulary, ``other`` (the last) included; 1 to 65.
+        state_width: numbers in the state vector; 0 to 65,535.
+        window: events that are kept; 1 to 255.
+    """
+
+    n_actions: int
+    state_width: int
+    window: int = 32
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.void]:
+        """One row, packed and little-endian."""
+        actions, window = (self.n_actions,), (self.window,)
+        return np.dtype(
+            [
+                *((name, _HEADER[name].str) for name in _HEADER.names or ()),
+                ("position", "<i8"),  # -1: nothing applied yet
+                ("epoch", "V8"),
+                ("first_ms", "<i8"),
+                ("last_ms", "<i8"),
+                ("session_start_ms", "<i8"),
+                ("session_index", "<u4"),  # 1 for the first session; 0: no event yet
+                ("session_events", "<u4"),
+                ("life_events", "<u4"),
+                ("action_session", "<u2", actions),  # stays at 65,535
+                ("action_life", "<u4", actions),
+                ("action_last_s", "<u4", actions),  # seconds since 1970; means nothing while action_life is 0
+                ("ring", "<u8", (RING,)),  # 0: empty
+                ("ring_next", "u1"),  # the slot that the next event takes
+                ("window_count", "u1"),
+                ("fingerprint", "<u8"),  # 0: no state vector
+                ("state", "<f2", (self.state_width,)),
+                ("w_action", "u1", window),
+                ("w_category", "<u4", window),
+                ("w_item", "<u4", window),
+                ("w_log_gap", "<f2", window),  # log(1 + seconds since the event before)
+                ("w_log_price", "<f2", window),  # log(1 + price); NaN: no price
+                ("deadline_ms", "<i8"),
+                ("said", "u1"),
+            ]
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize
+
+    @cached_property
+    def _header(self) -> bytes:
+        header = (VERSION, self.n_actions, self.window, ENTRY_BYTES, self.state_width)
+        return np.array([header], dtype=_HEADER).tobytes()
+
+    @cached_property
+    def _blank(self) -> bytes:
+        return (self._header + np.array(-1, "<i8").tobytes()).ljust(self.size, b"\0")
+
+    def blank(self, count: int) -> np.ndarray:
+        """Rows (count,) of users without events: zeros, but for the header and position -1."""
+        return np.frombuffer(bytearray(self._blank * count), dtype=self.dtype)
+
+    def unpack(self, raws: Sequence[bytes | None]) -> np.ndarray:
+        """Read rows into a writable array (B,) of `dtype`; None becomes a blank row.
+
+        Rows of another layout are upgraded: what both know is copied, a state vector of another width is
+        emptied (fingerprint 0), actions beyond ``n_actions`` are added to the last, ``other``.
+
+        Raises:
+            DamagedRow: a row's version is unknown or its length is not what its header says.
+        """
+        blank = self._blank
+        filled = [blank if raw is None else raw for raw in raws]
+        header, size = self._header, self.size
+        for index, raw in enumerate(filled):
+            if len(raw) != size or not raw.startswith(header):
+                filled[index] = self._upgraded(raw)
+        return np.frombuffer(bytearray().join(filled), dtype=self.dtype)
+
+    def pack(self, rows: np.ndarray) -> list[bytes]:
+        """The bytes of each row, in order: what the changelog and the store hold."""
+        packed, size = rows.tobytes(), self.size
+        return [packed[start : start + size] for start in range(0, len(packed), size)]
+
+    def _upgraded(self, raw: bytes) -> bytes:
+        layout = _layout_of(raw)
+        old = np.frombuffer(raw, dtype=layout.dtype)
+        new = self.blank(1)
+        new["window_count"] = kept = min(self.window, int(old["window_count"][0]))
+        for name in new.dtype.names or ():
+            if name in _WINDOW_FIELDS and kept:
+                new[name][0, -kept:] = old[name][0, -kept:]
+            elif name in _COPIED or (name in _MODEL_FIELDS and layout.state_width == self.state_width):
+                new[name] = old[name]
+        _copy_actions(old[0], new[0])
+        return new.tobytes()
+
+
+def _copy_actions(old: np.void, new: np.void) -> None:
+    """Copy counts of actions that both vocabularies have; the rest, the old ``other`` too, joins ``other``."""
+    shared = min(len(old["action_life"]), len(new["action_life"])) - 1
+    for name, most in (("action_session", 2**16 - 1), ("action_life", 2**32 - 1)):
+        new[name][:shared] = old[name][:shared]
+        new[name][-1] = min(most, int(old[name][shared:].sum(dtype=np.int64)))
+    new["action_last_s"][:shared] = old["action_last_s"][:shared]
+    new["action_last_s"][-1] = old["action_last_s"][shared:].max()
+    new["w_action"][new["w_action"] >= shared] = len(new["action_life"]) - 1
+
+
+@lru_cache(maxsize=64)
+def _layout(n_actions: int, state_width: int, window: int) -> RowLayout:
+    return RowLayout(n_actions, state_width, window)
+
+
+def _layout_of(raw: bytes) -> RowLayout:
+    """The layout that a row itself declares.
+
+    Raises:
+        DamagedRow: the header is of another version, or does not fit the row's length.
+    """
+    mend = "Restore the partition from its changelog: foreclick state reset."
+    if len(raw) < _HEADER.itemsize:
+        raise DamagedRow(f"A state row of {len(raw)} bytes is shorter than its header of {_HEADER.itemsize}. {mend}")
+    header = np.frombuffer(raw, dtype=_HEADER, count=1)[0]
+    version, n_actions, window, entry_bytes, state_width = (int(number) for number in header)
+    if version != VERSION:
+        raise DamagedRow(
+            f"A state row has layout version {version}; this build reads {VERSION}. "
+            "Run the build that wrote it, or a newer one."
+        )
+    if entry_bytes != ENTRY_BYTES or not n_actions or not window:
+        raise DamagedRow(
+            f"A state row's header says {n_actions} actions, a window of {window} events and {entry_bytes} bytes "
+            f"an entry; expected at least 1, 1 and exactly {ENTRY_BYTES}. {mend}"
+        )
+    layout = _layout(n_actions, state_width, window)
+    if len(raw) != layout.size:
+        raise DamagedRow(f"A state row has {len(raw)} bytes where its header says {layout.size}. {mend}")
+    return layout
+
+
+def read(raw: bytes) -> dict[str, Any]:
+    """One row of any layout for a person's eyes, in plain Python values.
+
+    Raises:
+        DamagedRow: as `RowLayout.unpack`.
+    """
+    layout = _layout_of(raw)
+    row = np.frombuffer(raw, dtype=layout.dtype)[0]
+    events = int(row["life_events"])
+    seen = [code for code in range(layout.n_actions) if row["action_life"][code]]
+    log_gaps, log_prices = row["w_log_gap"].astype(float), row["w_log_price"].astype(float)
+    return {
+        "version": int(row["version"]),
+        "bytes": len(raw),
+        "position": {"offset": int(row["position"]), "epoch": row["epoch"].tobytes().hex()},
+        "first_event": _iso(int(row["first_ms"])) if events else None,
+        "last_event": _iso(int(row["last_ms"])) if events else None,
+        "events": events,
+        "session": {
+            "index": int(row["session_index"]),
+            "events": int(row["session_events"]),
+            "start": _iso(int(row["session_start_ms"])) if events else None,
+        },
+        "actions": [
+            {
+                "code": code,
+                "in_session": int(row["action_session"][code]),
+                "in_life": int(row["action_life"][code]),
+                "last": _iso(int(row["action_last_s"][code]) * 1000),
+            }
+            for code in seen
+        ],
+        "remembered_event_ids": int(np.count_nonzero(row["ring"])),
+        "model": {"fingerprint": f"{int(row['fingerprint']):016x}", "state_width": layout.state_width},
+        "window": [
+            {
+                "action": int(row["w_action"][slot]),
+                "category": int(row["w_category"][slot]),
+                "item": int(row["w_item"][slot]),
+                "gap_s": round(float(np.expm1(log_gaps[slot])), 3),
+                "price": None if np.isnan(log_prices[slot]) else round(float(np.expm1(log_prices[slot])), 2),
+            }
+            for slot in range(layout.window - min(layout.window, int(row["window_count"])), layout.window)
+        ],
+        "alerts": {"said": int(row["said"]), "deadline": _iso(int(row["deadline_ms"])) if row["deadline_ms"] else None},
+    }
+
+
+def _iso(time_ms: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError):  # beyond the year 9999
+        return f"{time_ms} ms"

@@ -1,0 +1,498 @@
+"""The fold of events into state rows: repeats, lateness, sessions, counters and windows.
+
+Pure and vectorised, without a loop over events or over a user's turns. The events of a micro-batch are
+sorted by user, in arrival order within each user, so that every user has one *run*:
+
+    sorted place   0    1    2    3    4    5         run 0: places 0..2, run 1: place 3, run 2: places 4..5
+    user           a    a    a    b    c    c
+    rank           0    1    2    0    0    1         the event's turn among its user's
+
+What an event finds is its user's row (rank 0), or what the events before it in its run left behind. Both are
+prefix sums and running maxima over places, counted from the run's first place. So one user with a thousand
+events costs what a thousand users cost, and a value depends on nothing but the user's own row and events.
+
+A late event that is still applied counts as if it had happened at the user's last time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from models.vocabulary import ActionVocabulary, code_of, event_hash
+from stream.errors import BrokenInvariant
+from stream.events import Event
+from stream.rows import RING, RowLayout
+
+__all__ = [
+    "APPLIED",
+    "DUPLICATE",
+    "FUTURE",
+    "LATE",
+    "NEVER_S",
+    "EventColumns",
+    "FoldRules",
+    "Folded",
+    "NameCodes",
+    "columns_of",
+    "fold",
+    "rebuild_columns",
+]
+
+APPLIED: Final = 0
+DUPLICATE: Final = 1
+LATE: Final = 2
+FUTURE: Final = 3
+
+#: Age in seconds of an action that the user never did.
+NEVER_S: Final = 0xFFFFFFFF
+_MAX_S: Final = NEVER_S - 1
+#: A time before all times (ms): the last event of a user who has none.
+_NEVER_MS: Final = -(2**61)
+
+
+@dataclass(frozen=True)
+class FoldRules:
+    """Limits of sessions and of lateness, in milliseconds."""
+
+    session_gap_ms: int = 1_800_000
+    late_limit_ms: int = 1_800_000
+    future_limit_ms: int = 300_000
+
+
+@dataclass
+class EventColumns:
+    """N events in offset order, a column each.
+
+    Attributes:
+        row: int32, the index of the user's row.
+        event_time_ms: int64.
+        action: uint8, code in the model's vocabulary.
+        category: uint32 code, 0 missing.
+        item: uint32 code, 0 missing.
+        log_price: float32, log(1 + price) within ±20, NaN missing.
+        event_hash: uint64, never 0.
+        offset: int64, rising for each user.
+        replayed: bool, a dead letter sent again: the limits of time do not hold.
+    """
+
+    row: np.ndarray
+    event_time_ms: np.ndarray
+    action: np.ndarray
+    category: np.ndarray
+    item: np.ndarray
+    log_price: np.ndarray
+    event_hash: np.ndarray
+    offset: np.ndarray
+    replayed: np.ndarray
+
+
+@dataclass
+class Folded:
+    """What became of N events, and what the M applied ones saw.
+
+    Attributes:
+        outcome: uint8 (N,), APPLIED, DUPLICATE, LATE or FUTURE.
+        late_applied: bool (N,), applied although its time is before the user's last.
+        applied: int64 (M,), indices of the applied events, rising.
+        columns: arrays of M entries in that order, C-contiguous. Before the event: `action_age_s` (seconds since
+            the last of each action, `NEVER_S` if never), `repeat_item`, `repeat_category`, `gap_ms` (-1 for the
+            user's first event, 0 for a late one). After it: all others. `wave` is the rank among the user's
+            applied events of this call.
+    """
+
+    outcome: np.ndarray
+    late_applied: np.ndarray
+    applied: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+class NameCodes(dict[str | None, int]):
+    """Codes of names, remembered; 0 for a missing or empty name. Forgets all when it holds ``limit`` names.
+
+    ``unknown_actions`` collects names of actions that became ``other``, at most 1,000.
+    """
+
+    def __init__(self, limit: int = 200_000) -> None:
+        super().__init__()
+        self.limit = limit
+        self.unknown_actions: set[str] = set()
+
+    def __missing__(self, name: str | None) -> int:
+        if len(self) >= self.limit:
+            self.clear()
+        self[name] = code = code_of(name) if name else 0
+        return code
+
+
+def columns_of(
+    events: Sequence[Event],
+    rows_index: np.ndarray,
+    offsets: np.ndarray,
+    replayed: np.ndarray,
+    actions: ActionVocabulary,
+    codes: NameCodes,
+    source_prefix: bytes,
+) -> EventColumns:
+    """Turn events into columns.
+
+    Args:
+        events: N events in offset order.
+        rows_index: (N,) index of each user's row.
+        offsets: (N,) offsets in the source partition.
+        replayed: (N,) whether the record is a dead letter sent again.
+        actions: the model's vocabulary; an action that it lacks becomes ``other``.
+        codes: cache of name codes.
+        source_prefix: ``topic id/partition``; with the offset it is the id of an event that has none.
+    """
+    action_codes = {name: code for code, name in enumerate(actions.names)}
+    other = len(actions.names) - 1
+    action = np.array([action_codes.get(event.action, other) for event in events], np.uint8)
+    if len(codes.unknown_actions) < 1000:
+        for place in np.flatnonzero(action == other)[:1000].tolist():
+            if events[place].action != actions.names[other]:
+                codes.unknown_actions.add(events[place].action)
+    hashes = [
+        event_hash(event.event_id.encode()) if event.event_id else event_hash(b"%b/%d" % (source_prefix, offset))
+        for event, offset in zip(events, offsets.tolist(), strict=True)
+    ]
+    price = np.array([event.price for event in events], np.float64)  # None becomes NaN
+    with np.errstate(divide="ignore"):
+        log_price = np.log1p(np.maximum(price, -1.0)).clip(-20.0, 20.0)
+    return EventColumns(
+        row=np.ascontiguousarray(rows_index, np.int32),
+        event_time_ms=np.array([event.event_time_ms for event in events], np.int64),
+        action=action,
+        category=np.array([codes[event.category_id] for event in events], np.uint32),
+        item=np.array([codes[event.item_id] for event in events], np.uint32),
+        log_price=log_price.astype(np.float32),
+        event_hash=np.array(hashes, np.uint64),
+        offset=np.ascontiguousarray(offsets, np.int64),
+        replayed=np.ascontiguousarray(replayed, np.bool_),
+    )
+
+
+def fold(
+    rows: np.ndarray, events: EventColumns, rules: FoldRules, now_ms: int | None, epoch: bytes, n_actions: int
+) -> Folded:
+    """Apply events to their users' rows, in place.
+
+    Rules, in this order: an event id among the user's last 16 is a DUPLICATE; a time more than
+    ``future_limit_ms`` after ``now_ms`` is FUTURE; a time more than ``late_limit_ms`` before the user's last
+    is LATE; everything else is APPLIED. Only applied events change a row. Replayed ones skip the limits.
+
+    Args:
+        rows: (B,) of a `RowLayout`.
+        events: N events; each user's offsets rise.
+        rules: limits.
+        now_ms: the wall clock, or None when time stands in the events alone.
+        epoch: first 8 bytes of the source topic's id.
+        n_actions: of the vocabulary that the action codes are from.
+
+    Raises:
+        BrokenInvariant: an offset that the row has seen already, or rows of another vocabulary.
+    """
+    if rows["action_life"].shape[1] != n_actions:
+        raise BrokenInvariant(
+            f"State rows count {rows['action_life'].shape[1]} actions, the model's vocabulary has {n_actions}. "
+            "Read the rows with the layout of the model in use."
+        )
+    order = np.argsort(events.row, kind="stable")
+    outcome = np.empty(len(order), np.uint8)
+    outcome[order] = _judge(rows, events, _runs(events.row, order), rules, now_ms, epoch)
+    if outcome.any():
+        order = order[outcome[order] == APPLIED]
+    return _advance(rows, events, _runs(events.row, order), rules, epoch, outcome)
+
+
+@dataclass
+class _Runs:
+    """Events sorted by user: R runs over M places."""
+
+    order: np.ndarray  # (M,) the event at each place
+    row: np.ndarray  # (M,) its row
+    run: np.ndarray  # (M,) its run
+    rank: np.ndarray  # (M,) its turn in the run
+    first: np.ndarray  # (R,) first place of each run
+    last: np.ndarray  # (R,) last place of each run
+    user: np.ndarray  # (R,) row of each run
+
+
+def _runs(row: np.ndarray, order: np.ndarray) -> _Runs:
+    sorted_row = row[order]
+    starts = np.ones(len(order), np.bool_)
+    np.not_equal(sorted_row[1:], sorted_row[:-1], out=starts[1:])
+    first = np.flatnonzero(starts)
+    run = np.cumsum(starts) - 1
+    last = np.append(first[1:], len(order))[: len(first)] - 1
+    return _Runs(order, sorted_row, run, np.arange(len(order)) - first[run], first, last, sorted_row[first])
+
+
+def _last_ms(rows: np.ndarray, runs: _Runs, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The user's last time before and after the event at each place, (M,) each."""
+    known = np.where(rows["life_events"][runs.user] > 0, rows["last_ms"][runs.user], _NEVER_MS)
+    after = time.copy()
+    after[runs.first] = np.maximum(after[runs.first], known)
+    # A running maximum within runs: each round doubles the distance over which a place has looked back.
+    deepest, step = int(runs.rank.max(initial=0)), 1
+    while step <= deepest:
+        after[step:] = np.maximum(after[step:], np.where(runs.rank[step:] >= step, after[:-step], _NEVER_MS))
+        step *= 2
+    before = np.empty_like(after)
+    before[1:] = after[:-1]
+    before[runs.first] = known
+    return before, after
+
+
+def _judge(
+    rows: np.ndarray, events: EventColumns, runs: _Runs, rules: FoldRules, now_ms: int | None, epoch: bytes
+) -> np.ndarray:
+    """The outcome at each place, (N,) uint8."""
+    _check_offsets(rows, runs, events.offset[runs.order], epoch)
+    time, hashes = events.event_time_ms[runs.order], events.event_hash[runs.order]
+    bound = ~events.replayed[runs.order]
+    future = np.zeros(len(time), np.bool_)
+    if now_ms is not None:
+        future = (time > now_ms + rules.future_limit_ms) & bound
+    before, _ = _last_ms(rows, runs, np.where(future, _NEVER_MS, time))
+    late = (time < before - rules.late_limit_ms) & bound
+    outcome = np.where(future, np.uint8(FUTURE), np.where(late, np.uint8(LATE), np.uint8(APPLIED)))
+
+    # Repeats are rare, and one changes what is late or repeated after it: such a user's run is judged in turn.
+    for run in _runs_with_repeats(rows, runs, hashes).tolist():
+        user = int(runs.user[run])
+        last_ms = int(rows["last_ms"][user]) if rows["life_events"][user] else _NEVER_MS
+        ring, slot = rows["ring"][user].tolist(), int(rows["ring_next"][user])
+        for place in range(runs.first[run], runs.last[run] + 1):
+            time_ms, hash_ = int(time[place]), int(hashes[place])
+            if hash_ in ring:
+                outcome[place] = DUPLICATE
+            elif future[place]:
+                outcome[place] = FUTURE
+            elif bound[place] and time_ms < last_ms - rules.late_limit_ms:
+                outcome[place] = LATE
+            else:
+                outcome[place] = APPLIED
+                ring[slot] = hash_
+                slot = (slot + 1) % RING
+                last_ms = max(last_ms, time_ms)
+    return outcome
+
+
+def _check_offsets(rows: np.ndarray, runs: _Runs, offset: np.ndarray, epoch: bytes) -> None:
+    same_epoch = rows["epoch"][runs.user].view("<u8") == int.from_bytes(epoch, "little")
+    before = np.empty_like(offset)
+    before[1:] = offset[:-1]
+    before[runs.first] = np.where(same_epoch, rows["position"][runs.user], -1)
+    again = np.flatnonzero(offset <= before)
+    if len(again):
+        place = int(again[0])
+        raise BrokenInvariant(
+            f"Offset {offset[place]} came to a user whose row stands at offset {before[place]}: an event would "
+            "count twice. The process ends here; its successor restores the rows and goes on."
+        )
+
+
+def _runs_with_repeats(rows: np.ndarray, runs: _Runs, hashes: np.ndarray) -> np.ndarray:
+    """Runs in which an event id may have come before, in the row or in the run."""
+    known = rows["ring"][runs.row] == hashes[:, None]
+    suspect = runs.run[known.any(axis=1)] if known.any() else runs.run[:0]
+    by_hash = np.sort(hashes)
+    if (by_hash[1:] == by_hash[:-1]).any():
+        order = np.lexsort((hashes, runs.run))
+        same = (hashes[order[1:]] == hashes[order[:-1]]) & (runs.run[order[1:]] == runs.run[order[:-1]])
+        suspect = np.concatenate([suspect, runs.run[order[1:][same]]])
+    return np.unique(suspect)
+
+
+def _advance(
+    rows: np.ndarray, events: EventColumns, runs: _Runs, rules: FoldRules, epoch: bytes, outcome: np.ndarray
+) -> Folded:
+    """Apply M events, all of them accepted."""
+    order, run, rank, last = runs.order, runs.run, runs.rank, runs.last
+    # Out of place order and into arrival order, which is the order of `applied`.
+    applied = np.flatnonzero(outcome == APPLIED)
+    arrival = np.argsort(order, kind="stable")
+    # Whole fields are read and written several times faster than chosen rows.
+    chosen: slice | np.ndarray = slice(None) if len(runs.user) == len(rows) else runs.user
+
+    before, after = _last_ms(rows, runs, events.event_time_ms[order])
+    first_ever = before == _NEVER_MS
+    gap_ms = np.where(first_ever, -1, after - before)
+    new_session = first_ever | (gap_ms > rules.session_gap_ms)
+    log_gap = np.log1p(np.maximum(gap_ms, 0) / 1000.0).astype(np.float16)
+    life_events = rows["life_events"][chosen][run] + (rank + 1)
+
+    # The place where the event's session began; before the run's first if it began before this batch.
+    opened = np.maximum.accumulate(np.where(new_session, np.arange(len(order)), -1))
+    opened_here = opened >= runs.first[run]
+    started = np.cumsum(new_session)
+    started -= (started[runs.first] - new_session[runs.first])[run]
+    session_index = rows["session_index"][chosen][run] + started
+    session_position = 1 + np.where(opened_here, np.arange(len(order)) - opened, rows["session_events"][chosen][run] + rank)
+    session_start = np.where(opened_here, after[opened], rows["session_start_ms"][chosen][run])
+
+    columns = {
+        "row": events.row[applied],
+        "wave": rank[arrival].astype(np.int32),
+        "action": events.action[applied],
+        "category": events.category[applied],
+        "item": events.item[applied],
+        "event_time_ms": events.event_time_ms[applied],
+        "gap_ms": gap_ms[arrival],
+        "log_price": events.log_price[applied],
+        "session_position": session_position[arrival].astype(np.int32),
+        "session_index": session_index[arrival].astype(np.int32),
+        "life_events": life_events[arrival].astype(np.int32),
+        "new_session": new_session[arrival],
+    }
+    columns |= _count_actions(rows, runs, chosen, arrival, events.action[order], after, opened, opened_here)
+    columns |= _move_windows(rows, runs, chosen, arrival, columns, log_gap[arrival])
+
+    firsts = first_ever[runs.first]
+    rows["first_ms"][chosen] = np.where(firsts, after[runs.first], rows["first_ms"][chosen])
+    rows["last_ms"][chosen] = after[last]
+    rows["session_start_ms"][chosen] = session_start[last]
+    rows["session_index"][chosen] = session_index[last]
+    rows["session_events"][chosen] = session_position[last]
+    rows["life_events"][chosen] = life_events[last]
+    rows["position"][chosen] = events.offset[order[last]]
+    rows["epoch"][chosen] = np.void(epoch)
+    # Of the hashes that fall into one slot the last stays: numpy assigns in order.
+    slots = rows["ring_next"][chosen]
+    rows["ring"][runs.row, (slots[run] + rank) % RING] = events.event_hash[order]
+    rows["ring_next"][chosen] = (slots + (rank[last] + 1)) % RING
+
+    late_applied = np.zeros(len(outcome), np.bool_)
+    late_applied[order] = events.event_time_ms[order] < before
+    return Folded(outcome, late_applied, applied, columns)
+
+
+def _count_actions(
+    rows: np.ndarray,
+    runs: _Runs,
+    chosen: slice | np.ndarray,
+    arrival: np.ndarray,
+    action: np.ndarray,
+    after: np.ndarray,
+    opened: np.ndarray,
+    opened_here: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Counts and ages of every action (M, A) in arrival order; the rows take those of each run's last event."""
+    run, first, last = runs.run, runs.first, runs.last
+    life, session, last_s = (rows[name][chosen] for name in ("action_life", "action_session", "action_last_s"))
+    place = np.arange(len(action))
+    is_action = np.zeros((len(action), life.shape[1]), np.uint32)
+    is_action[place, action] = 1
+
+    # Counts over all places, less what stood there when the run (or the session) began. Unsigned numbers
+    # may wrap in between, but not in the sum.
+    total = np.cumsum(is_action, axis=0, dtype=np.uint32)
+    action_life = total + (life - (total[first] - is_action[first]))[run]
+    in_session = session.astype(np.uint32) - (total[first] - is_action[first])
+    base = np.where(opened_here[:, None], -(total[opened] - is_action[opened]), in_session[run])
+    action_session = np.minimum(total + base, 0xFFFF).astype(np.uint16)
+
+    time_s = np.clip(after // 1000, 0, _MAX_S)
+    seen = np.maximum.accumulate(np.where(is_action, place[:, None], -1), axis=0)
+    known_s = np.where(life > 0, last_s.astype(np.int64), -1)
+    latest_s = np.where(seen >= first[run][:, None], time_s[seen], known_s[run])
+    previous_s = np.empty_like(latest_s)
+    previous_s[1:] = latest_s[:-1]
+    previous_s[first] = known_s
+    age_s = np.where(previous_s < 0, NEVER_S, np.minimum(time_s[:, None] - previous_s, _MAX_S)).astype(np.uint32)
+
+    rows["action_life"][chosen] = action_life[last]
+    rows["action_session"][chosen] = action_session[last]
+    rows["action_last_s"][chosen] = np.maximum(latest_s[last], 0)
+    return {
+        "action_session": action_session[arrival],
+        "action_life": action_life[arrival],
+        "action_age_s": age_s[arrival],
+    }
+
+
+_WINDOWS = ("action", "category", "item", "log_gap", "log_price")
+
+
+def _move_windows(
+    rows: np.ndarray,
+    runs: _Runs,
+    chosen: slice | np.ndarray,
+    arrival: np.ndarray,
+    columns: dict[str, np.ndarray],
+    log_gap: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The window after each event (M, window) in arrival order; the rows take that of each run's last event."""
+    count, width = len(arrival), rows["w_item"].shape[1]
+    entered = {**columns, "log_gap": log_gap, "log_price": columns["log_price"].astype(np.float16)}
+    at = np.empty(count, np.int64)  # place -> arrival
+    at[arrival] = np.arange(count)
+    heads, tails = at[runs.first], at[runs.last]
+
+    # First turns shift their row's window. Later turns look at one tape for each longer run: the row's window,
+    # then the run's events; the window after turn r is the tape from r + 1 on.
+    long_runs = np.flatnonzero(runs.last > runs.first)
+    tape_of = np.zeros(len(runs.first), np.int64)
+    lengths = (runs.last - runs.first + 1)[long_runs]
+    tape_of[long_runs] = np.cumsum(lengths + width) - (lengths + width)
+    on_tape = np.isin(runs.run, long_runs) if len(long_runs) else np.zeros(count, np.bool_)
+    written = (tape_of[runs.run] + width + runs.rank)[on_tape]
+    later = np.flatnonzero(runs.rank > 0)
+    windows = (tape_of[runs.run] + runs.rank + 1)[later][:, None] + np.arange(width)
+    dropped_at = windows[:, 0] - 1
+    olds = tape_of[long_runs][:, None] + np.arange(width)
+
+    moved: dict[str, np.ndarray] = {}
+    for name in _WINDOWS:
+        old = rows[f"w_{name}"][chosen]
+        window = np.empty((count, width), old.dtype)
+        window[heads, :-1] = old[:, 1:]
+        window[:, -1] = entered[name]
+        dropped = np.empty(count, old.dtype)
+        dropped[heads] = old[:, 0]
+        if len(later):
+            tape = np.empty(int((lengths + width).sum()), old.dtype)
+            tape[olds] = old[long_runs]
+            tape[written] = entered[name][at[on_tape]]
+            window[at[later]] = tape[windows]
+            dropped[at[later]] = tape[dropped_at]
+        if name in {"category", "item"}:
+            stands = window == entered[name][:, None]
+            stands[:, -1] = dropped == entered[name]
+            moved[f"repeat_{name}"] = stands.any(axis=1) & (entered[name] != 0)
+        rows[f"w_{name}"][chosen] = window[tails]
+        moved[f"window_{name}"] = window
+    window_count = np.minimum(rows["window_count"][chosen][runs.run] + (runs.rank + 1), width)
+    rows["window_count"][chosen] = window_count[runs.last]
+    moved["window_count"] = window_count[arrival].astype(np.uint8)
+    return moved
+
+
+def rebuild_columns(rows: np.ndarray, layout: RowLayout) -> tuple[np.ndarray, EventColumns]:
+    """The windows of rows as events upon blank rows, so that another model can make its state vector.
+
+    Times end at the row's last event and go back by the gaps, which float16 keeps to one part in a thousand;
+    the gap before the oldest event is lost.
+
+    Returns:
+        Blank rows (B,), and the events of all windows, each user's in order, exempt from limits of time.
+    """
+    held = np.arange(layout.window) >= layout.window - rows["window_count"][:, None].astype(np.int64)
+    row, slot = np.nonzero(held)
+    gap_ms = np.rint(np.expm1(rows["w_log_gap"].astype(np.float64)) * 1000.0).astype(np.int64)
+    since_last = np.cumsum(gap_ms[:, ::-1], axis=1)[:, ::-1] - gap_ms
+    return layout.blank(len(rows)), EventColumns(
+        row=row.astype(np.int32),
+        event_time_ms=(rows["last_ms"][:, None] - since_last)[held],
+        action=rows["w_action"][held],
+        category=rows["w_category"][held],
+        item=rows["w_item"][held],
+        log_price=rows["w_log_price"][held].astype(np.float32),
+        event_hash=(slot + 1).astype(np.uint64),
+        offset=np.arange(len(row), dtype=np.int64),
+        replayed=np.ones(len(row), np.bool_),
+    )

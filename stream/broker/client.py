@@ -1,0 +1,50 @@
+"""The administrator's connection to a broker: one metadata request decides whether anybody answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from stream.errors import BrokerUnreachable
+
+ADDRESS_VARIABLE = "FORECLICK_KAFKA__BOOTSTRAP_SERVERS"
+
+# librdkafka prints each refused connection on stderr; the error below says it once.
+_silent = logging.getLogger("foreclick.librdkafka")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+
+
+def connect(client: Mapping[str, Any], timeout_s: float = 10.0) -> AdminClient:
+    """A client of a broker that has answered.
+
+    Args:
+        client: librdkafka's settings by name; ``bootstrap.servers`` is needed, security settings may follow.
+        timeout_s: how long to wait for the answer.
+
+    Raises:
+        BrokerUnreachable: nobody answered in time; the message has the address and what librdkafka saw last.
+    """
+    seen: list[str] = []
+
+    def remember(error: KafkaError) -> None:
+        # "all brokers are down" follows every real reason and explains nothing.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            seen.append(error.str())
+
+    settings: dict[str, Any] = {**client, "error_cb": remember}
+    admin = AdminClient(settings, logger=_silent)
+    try:
+        admin.list_topics(timeout=timeout_s)
+    except KafkaException as problem:
+        admin.poll(0)  # hands the remembered errors over
+        reason = seen[-1] if seen else problem.args[0].str()
+        raise BrokerUnreachable(
+            f"No Kafka broker answers at {client['bootstrap.servers']}: {reason}. Start one with "
+            f"`foreclick broker start`, or set {ADDRESS_VARIABLE} to the address of one that runs."
+        ) from problem
+    return admin

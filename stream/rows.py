@@ -123,16 +123,18 @@ class RowLayout:
         """
         blank = self._blank
         filled = [blank if raw is None else raw for raw in raws]
-        header, size = self._header, self.size
-        for index, raw in enumerate(filled):
-            if len(raw) != size or not raw.startswith(header):
-                filled[index] = self._upgraded(raw)
-        return np.frombuffer(bytearray().join(filled), dtype=self.dtype)
+        if not set(map(len, filled)) <= {self.size}:
+            filled = [raw if len(raw) == self.size else self._upgraded(raw) for raw in filled]
+        rows = np.frombuffer(bytearray().join(filled), dtype=self.dtype)
+        foreign = (_as_bytes(rows)[:, : len(self._header)] != np.frombuffer(self._header, np.uint8)).any(axis=1)
+        for index in np.flatnonzero(foreign).tolist():
+            rows[index] = np.frombuffer(self._upgraded(filled[index]), dtype=self.dtype)[0]
+        return rows
 
     def pack(self, rows: np.ndarray) -> list[bytes]:
         """The bytes of each row, in order: what the changelog and the store hold."""
-        packed, size = rows.tobytes(), self.size
-        return [packed[start : start + size] for start in range(0, len(packed), size)]
+        # The items of a raw (void) array are bytes, made in one pass without a copy of the whole.
+        return np.ascontiguousarray(rows).view(f"V{self.size}").tolist()
 
     def _upgraded(self, raw: bytes) -> bytes:
         layout = _layout_of(raw)
@@ -146,6 +148,11 @@ class RowLayout:
                 new[name] = old[name]
         _copy_actions(old[0], new[0])
         return new.tobytes()
+
+
+def _as_bytes(rows: np.ndarray) -> np.ndarray:
+    """The same memory as uint8 (B, size)."""
+    return rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
 
 
 def _copy_actions(old: np.void, new: np.void) -> None:

@@ -200,12 +200,20 @@ def fold(
             f"State rows count {rows['action_life'].shape[1]} actions, the model's vocabulary has {n_actions}. "
             "Read the rows with the layout of the model in use."
         )
-    order = np.argsort(events.row, kind="stable")
-    outcome = np.empty(len(order), np.uint8)
-    outcome[order] = _judge(rows, events, _runs(events.row, order), rules, now_ms, epoch)
-    if outcome.any():
-        order = order[outcome[order] == APPLIED]
-    return _advance(rows, events, _runs(events.row, order), rules, epoch, outcome)
+    # Sixteen bits are sorted by radix, eight times faster.
+    order = np.argsort(events.row.astype(np.uint16) if len(rows) <= 2**16 else events.row, kind="stable")
+    runs = _runs(events.row, order)
+    mine = _rows_of(rows, runs)
+    judged = _judge(mine, events, runs, rules, now_ms, epoch)
+    outcome = np.empty_like(judged)
+    outcome[order] = judged
+    if judged.any():
+        runs = _runs(events.row, order[judged == APPLIED])
+        mine = _rows_of(rows, runs)
+    folded = _advance(mine, events, runs, outcome, rules, epoch)
+    if mine is not rows:
+        rows[runs.user] = mine
+    return folded
 
 
 @dataclass
@@ -213,7 +221,6 @@ class _Runs:
     """Events sorted by user: R runs over M places."""
 
     order: np.ndarray  # (M,) the event at each place
-    row: np.ndarray  # (M,) its row
     run: np.ndarray  # (M,) its run
     rank: np.ndarray  # (M,) its turn in the run
     first: np.ndarray  # (R,) first place of each run
@@ -228,12 +235,17 @@ def _runs(row: np.ndarray, order: np.ndarray) -> _Runs:
     first = np.flatnonzero(starts)
     run = np.cumsum(starts) - 1
     last = np.append(first[1:], len(order))[: len(first)] - 1
-    return _Runs(order, sorted_row, run, np.arange(len(order)) - first[run], first, last, sorted_row[first])
+    return _Runs(order, run, np.arange(len(order)) - first[run], first, last, sorted_row[first])
 
 
-def _last_ms(rows: np.ndarray, runs: _Runs, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rows_of(rows: np.ndarray, runs: _Runs) -> np.ndarray:
+    """The row of each run, (R,): the rows themselves when every one has events, else copies."""
+    return rows if len(runs.user) == len(rows) else rows[runs.user]
+
+
+def _last_ms(mine: np.ndarray, runs: _Runs, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The user's last time before and after the event at each place, (M,) each."""
-    known = np.where(rows["life_events"][runs.user] > 0, rows["last_ms"][runs.user], _NEVER_MS)
+    known = np.where(mine["life_events"] > 0, mine["last_ms"], _NEVER_MS)
     after = time.copy()
     after[runs.first] = np.maximum(after[runs.first], known)
     # A running maximum within runs: each round doubles the distance over which a place has looked back.
@@ -248,24 +260,23 @@ def _last_ms(rows: np.ndarray, runs: _Runs, time: np.ndarray) -> tuple[np.ndarra
 
 
 def _judge(
-    rows: np.ndarray, events: EventColumns, runs: _Runs, rules: FoldRules, now_ms: int | None, epoch: bytes
+    mine: np.ndarray, events: EventColumns, runs: _Runs, rules: FoldRules, now_ms: int | None, epoch: bytes
 ) -> np.ndarray:
     """The outcome at each place, (N,) uint8."""
-    _check_offsets(rows, runs, events.offset[runs.order], epoch)
+    _check_offsets(mine, runs, events.offset[runs.order], epoch)
     time, hashes = events.event_time_ms[runs.order], events.event_hash[runs.order]
     bound = ~events.replayed[runs.order]
     future = np.zeros(len(time), np.bool_)
     if now_ms is not None:
         future = (time > now_ms + rules.future_limit_ms) & bound
-    before, _ = _last_ms(rows, runs, np.where(future, _NEVER_MS, time))
+    before, _ = _last_ms(mine, runs, np.where(future, _NEVER_MS, time))
     late = (time < before - rules.late_limit_ms) & bound
-    outcome = np.where(future, np.uint8(FUTURE), np.where(late, np.uint8(LATE), np.uint8(APPLIED)))
+    outcome = np.where(future, np.uint8(FUTURE), late * np.uint8(LATE))
 
-    # Repeats are rare, and one changes what is late or repeated after it: such a user's run is judged in turn.
-    for run in _runs_with_repeats(rows, runs, hashes).tolist():
-        user = int(runs.user[run])
-        last_ms = int(rows["last_ms"][user]) if rows["life_events"][user] else _NEVER_MS
-        ring, slot = rows["ring"][user].tolist(), int(rows["ring_next"][user])
+    # Repeats are rare, and one changes what is late or repeated after it: such a run is judged turn by turn.
+    for run in _runs_with_repeats(mine, runs, hashes).tolist():
+        last_ms = int(mine["last_ms"][run]) if mine["life_events"][run] else _NEVER_MS
+        ring, slot = mine["ring"][run].tolist(), int(mine["ring_next"][run])
         for place in range(runs.first[run], runs.last[run] + 1):
             time_ms, hash_ = int(time[place]), int(hashes[place])
             if hash_ in ring:
@@ -282,23 +293,23 @@ def _judge(
     return outcome
 
 
-def _check_offsets(rows: np.ndarray, runs: _Runs, offset: np.ndarray, epoch: bytes) -> None:
-    same_epoch = rows["epoch"][runs.user].view("<u8") == int.from_bytes(epoch, "little")
+def _check_offsets(mine: np.ndarray, runs: _Runs, offset: np.ndarray, epoch: bytes) -> None:
+    same_epoch = mine["epoch"].view("<u8") == int.from_bytes(epoch, "little")
     before = np.empty_like(offset)
     before[1:] = offset[:-1]
-    before[runs.first] = np.where(same_epoch, rows["position"][runs.user], -1)
-    again = np.flatnonzero(offset <= before)
-    if len(again):
-        place = int(again[0])
+    before[runs.first] = np.where(same_epoch, mine["position"], -1)
+    again = offset <= before
+    if again.any():
+        place = int(again.argmax())
         raise BrokenInvariant(
-            f"Offset {offset[place]} came to a user whose row stands at offset {before[place]}: an event would "
-            "count twice. The process ends here; its successor restores the rows and goes on."
+            f"Offset {offset[place]} came to a user whose row stands at offset {before[place]}: an event "
+            "would count twice. The process ends here; its successor restores the rows and goes on."
         )
 
 
-def _runs_with_repeats(rows: np.ndarray, runs: _Runs, hashes: np.ndarray) -> np.ndarray:
+def _runs_with_repeats(mine: np.ndarray, runs: _Runs, hashes: np.ndarray) -> np.ndarray:
     """Runs in which an event id may have come before, in the row or in the run."""
-    known = rows["ring"][runs.row] == hashes[:, None]
+    known = mine["ring"].take(runs.run, axis=0) == hashes[:, None]
     suspect = runs.run[known.any(axis=1)] if known.any() else runs.run[:0]
     by_hash = np.sort(hashes)
     if (by_hash[1:] == by_hash[:-1]).any():
@@ -309,31 +320,31 @@ def _runs_with_repeats(rows: np.ndarray, runs: _Runs, hashes: np.ndarray) -> np.
 
 
 def _advance(
-    rows: np.ndarray, events: EventColumns, runs: _Runs, rules: FoldRules, epoch: bytes, outcome: np.ndarray
+    mine: np.ndarray, events: EventColumns, runs: _Runs, outcome: np.ndarray, rules: FoldRules, epoch: bytes
 ) -> Folded:
-    """Apply M events, all of them accepted."""
-    order, run, rank, last = runs.order, runs.run, runs.rank, runs.last
-    # Out of place order and into arrival order, which is the order of `applied`.
+    """Apply M events, all of them accepted, to the rows of their runs."""
+    order, run, rank, first, last = runs.order, runs.run, runs.rank, runs.first, runs.last
+    place = np.arange(len(order))
+    # `arrival` takes what is in order of places into the order of arrival, which is that of `applied`.
     applied = np.flatnonzero(outcome == APPLIED)
-    arrival = np.argsort(order, kind="stable")
-    # Whole fields are read and written several times faster than chosen rows.
-    chosen: slice | np.ndarray = slice(None) if len(runs.user) == len(rows) else runs.user
+    arrived = np.empty(len(outcome), np.int64)
+    arrived[order] = place
+    arrival = arrived[applied]
 
-    before, after = _last_ms(rows, runs, events.event_time_ms[order])
+    time = events.event_time_ms[order]
+    before, after = _last_ms(mine, runs, time)
     first_ever = before == _NEVER_MS
     gap_ms = np.where(first_ever, -1, after - before)
     new_session = first_ever | (gap_ms > rules.session_gap_ms)
     log_gap = np.log1p(np.maximum(gap_ms, 0) / 1000.0).astype(np.float16)
-    life_events = rows["life_events"][chosen][run] + (rank + 1)
+    life_events = mine["life_events"].astype(np.int64)[run] + (rank + 1)
 
-    # The place where the event's session began; before the run's first if it began before this batch.
-    opened = np.maximum.accumulate(np.where(new_session, np.arange(len(order)), -1))
-    opened_here = opened >= runs.first[run]
+    # The place where the event's session began; if that is before the run's first, the row knows more.
+    opened = np.maximum.accumulate(np.where(new_session, place, -1))
+    opened_here = opened >= first[run]
     started = np.cumsum(new_session)
-    started -= (started[runs.first] - new_session[runs.first])[run]
-    session_index = rows["session_index"][chosen][run] + started
-    session_position = 1 + np.where(opened_here, np.arange(len(order)) - opened, rows["session_events"][chosen][run] + rank)
-    session_start = np.where(opened_here, after[opened], rows["session_start_ms"][chosen][run])
+    session_index = started + (mine["session_index"] - (started - new_session)[first])[run]
+    session_position = np.where(opened_here, place - opened, mine["session_events"][run] + rank) + 1
 
     columns = {
         "row": events.row[applied],
@@ -349,125 +360,103 @@ def _advance(
         "life_events": life_events[arrival].astype(np.int32),
         "new_session": new_session[arrival],
     }
-    columns |= _count_actions(rows, runs, chosen, arrival, events.action[order], after, opened, opened_here)
-    columns |= _move_windows(rows, runs, chosen, arrival, columns, log_gap[arrival])
+    columns |= _count_actions(mine, runs, arrival, events.action[order], after, opened, opened_here)
+    columns |= _move_windows(mine, runs, arrival, {**columns, "log_gap": log_gap[arrival]})
 
-    firsts = first_ever[runs.first]
-    rows["first_ms"][chosen] = np.where(firsts, after[runs.first], rows["first_ms"][chosen])
-    rows["last_ms"][chosen] = after[last]
-    rows["session_start_ms"][chosen] = session_start[last]
-    rows["session_index"][chosen] = session_index[last]
-    rows["session_events"][chosen] = session_position[last]
-    rows["life_events"][chosen] = life_events[last]
-    rows["position"][chosen] = events.offset[order[last]]
-    rows["epoch"][chosen] = np.void(epoch)
-    # Of the hashes that fall into one slot the last stays: numpy assigns in order.
-    slots = rows["ring_next"][chosen]
-    rows["ring"][runs.row, (slots[run] + rank) % RING] = events.event_hash[order]
-    rows["ring_next"][chosen] = (slots + (rank[last] + 1)) % RING
+    mine["position"] = events.offset[order[last]]
+    mine["epoch"] = np.void(epoch)
+    mine["first_ms"] = np.where(first_ever[first], after[first], mine["first_ms"])
+    mine["last_ms"] = after[last]
+    mine["session_start_ms"] = np.where(opened_here[last], after[opened[last]], mine["session_start_ms"])
+    mine["session_index"] = session_index[last]
+    mine["session_events"] = session_position[last]
+    mine["life_events"] = life_events[last]
+    # Where a run is longer than the ring, numpy assigns in order, so that the newest stay.
+    slot = mine["ring_next"].astype(np.int64)[run] + rank
+    mine["ring"][run, slot % RING] = events.event_hash[order]
+    mine["ring_next"] = (slot[last] + 1) % RING
 
     late_applied = np.zeros(len(outcome), np.bool_)
-    late_applied[order] = events.event_time_ms[order] < before
+    late_applied[order] = time < before
     return Folded(outcome, late_applied, applied, columns)
 
 
 def _count_actions(
-    rows: np.ndarray,
+    mine: np.ndarray,
     runs: _Runs,
-    chosen: slice | np.ndarray,
     arrival: np.ndarray,
     action: np.ndarray,
     after: np.ndarray,
     opened: np.ndarray,
     opened_here: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Counts and ages of every action (M, A) in arrival order; the rows take those of each run's last event."""
+    """Counts and ages of every action, (M, A) in arrival order; moves those of the rows."""
     run, first, last = runs.run, runs.first, runs.last
-    life, session, last_s = (rows[name][chosen] for name in ("action_life", "action_session", "action_last_s"))
     place = np.arange(len(action))
-    is_action = np.zeros((len(action), life.shape[1]), np.uint32)
-    is_action[place, action] = 1
 
-    # Counts over all places, less what stood there when the run (or the session) began. Unsigned numbers
-    # may wrap in between, but not in the sum.
-    total = np.cumsum(is_action, axis=0, dtype=np.uint32)
-    action_life = total + (life - (total[first] - is_action[first]))[run]
-    in_session = session.astype(np.uint32) - (total[first] - is_action[first])
-    base = np.where(opened_here[:, None], -(total[opened] - is_action[opened]), in_session[run])
-    action_session = np.minimum(total + base, 0xFFFF).astype(np.uint16)
+    # Counts over all places, less what stood there when the run or the session began. Unsigned numbers may
+    # wrap on the way, but not in the sum.
+    happened = np.zeros((len(action), mine["action_life"].shape[1]), np.uint32)
+    happened[place, action] = 1
+    total = np.cumsum(happened, axis=0, dtype=np.uint32)
+    earlier = total - happened
+    at_first = earlier.take(first, axis=0)
+    life = total + (mine["action_life"] - at_first).take(run, axis=0)
+    bases = np.concatenate([mine["action_session"] - at_first, -earlier])
+    session = total + bases.take(np.where(opened_here, len(first) + opened, run), axis=0)
+    session = np.minimum(session, 0xFFFF).astype(np.uint16)
 
+    # Seconds + 1 of each action's last time, 0 for never, above the run's number: so the running maximum over
+    # all places never reaches back into the run before.
     time_s = np.clip(after // 1000, 0, _MAX_S)
-    seen = np.maximum.accumulate(np.where(is_action, place[:, None], -1), axis=0)
-    known_s = np.where(life > 0, last_s.astype(np.int64), -1)
-    latest_s = np.where(seen >= first[run][:, None], time_s[seen], known_s[run])
-    previous_s = np.empty_like(latest_s)
-    previous_s[1:] = latest_s[:-1]
-    previous_s[first] = known_s
-    age_s = np.where(previous_s < 0, NEVER_S, np.minimum(time_s[:, None] - previous_s, _MAX_S)).astype(np.uint32)
+    floor = run << 32
+    known = np.where(mine["action_life"] > 0, mine["action_last_s"].astype(np.int64) + 1, 0)
+    latest = np.zeros(happened.shape, np.int64)
+    latest[place[1:], action[:-1]] = (floor + time_s + 1)[:-1]
+    latest[first] = known + floor[first][:, None]
+    np.maximum.accumulate(latest, axis=0, out=latest)
+    latest -= floor[:, None]
+    age_s = np.where(latest == 0, NEVER_S, time_s[:, None] + 1 - latest).astype(np.uint32)
 
-    rows["action_life"][chosen] = action_life[last]
-    rows["action_session"][chosen] = action_session[last]
-    rows["action_last_s"][chosen] = np.maximum(latest_s[last], 0)
+    mine["action_life"] = life.take(last, axis=0)
+    mine["action_session"] = session.take(last, axis=0)
+    newest = latest.take(last, axis=0)
+    newest[np.arange(len(last)), action[last]] = time_s[last] + 1
+    mine["action_last_s"] = np.maximum(newest - 1, 0)
     return {
-        "action_session": action_session[arrival],
-        "action_life": action_life[arrival],
-        "action_age_s": age_s[arrival],
+        "action_session": session.take(arrival, axis=0),
+        "action_life": life.take(arrival, axis=0),
+        "action_age_s": age_s.take(arrival, axis=0),
     }
 
 
-_WINDOWS = ("action", "category", "item", "log_gap", "log_price")
-
-
 def _move_windows(
-    rows: np.ndarray,
-    runs: _Runs,
-    chosen: slice | np.ndarray,
-    arrival: np.ndarray,
-    columns: dict[str, np.ndarray],
-    log_gap: np.ndarray,
+    mine: np.ndarray, runs: _Runs, arrival: np.ndarray, columns: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The window after each event (M, window) in arrival order; the rows take that of each run's last event."""
-    count, width = len(arrival), rows["w_item"].shape[1]
-    entered = {**columns, "log_gap": log_gap, "log_price": columns["log_price"].astype(np.float16)}
-    at = np.empty(count, np.int64)  # place -> arrival
-    at[arrival] = np.arange(count)
-    heads, tails = at[runs.first], at[runs.last]
-
-    # First turns shift their row's window. Later turns look at one tape for each longer run: the row's window,
-    # then the run's events; the window after turn r is the tape from r + 1 on.
-    long_runs = np.flatnonzero(runs.last > runs.first)
-    tape_of = np.zeros(len(runs.first), np.int64)
-    lengths = (runs.last - runs.first + 1)[long_runs]
-    tape_of[long_runs] = np.cumsum(lengths + width) - (lengths + width)
-    on_tape = np.isin(runs.run, long_runs) if len(long_runs) else np.zeros(count, np.bool_)
-    written = (tape_of[runs.run] + width + runs.rank)[on_tape]
-    later = np.flatnonzero(runs.rank > 0)
-    windows = (tape_of[runs.run] + runs.rank + 1)[later][:, None] + np.arange(width)
-    dropped_at = windows[:, 0] - 1
-    olds = tape_of[long_runs][:, None] + np.arange(width)
-
+    """The window after each event, (M, window) in arrival order; moves those of the rows."""
+    count, width = len(arrival), mine["w_item"].shape[1]
+    # One tape for all runs: a row's window, then the run's events. The window after an event is a stretch of
+    # tape that ends with it, so all windows are copied out in one go, each as one item of raw bytes.
+    begin = np.arange(len(runs.first)) * width + runs.first
+    after = (begin[runs.run] + runs.rank)[arrival] + 1
     moved: dict[str, np.ndarray] = {}
-    for name in _WINDOWS:
-        old = rows[f"w_{name}"][chosen]
-        window = np.empty((count, width), old.dtype)
-        window[heads, :-1] = old[:, 1:]
-        window[:, -1] = entered[name]
-        dropped = np.empty(count, old.dtype)
-        dropped[heads] = old[:, 0]
-        if len(later):
-            tape = np.empty(int((lengths + width).sum()), old.dtype)
-            tape[olds] = old[long_runs]
-            tape[written] = entered[name][at[on_tape]]
-            window[at[later]] = tape[windows]
-            dropped[at[later]] = tape[dropped_at]
-        if name in {"category", "item"}:
-            stands = window == entered[name][:, None]
-            stands[:, -1] = dropped == entered[name]
-            moved[f"repeat_{name}"] = stands.any(axis=1) & (entered[name] != 0)
-        rows[f"w_{name}"][chosen] = window[tails]
+    for name in ("action", "category", "item", "log_gap", "log_price"):
+        old = np.ascontiguousarray(mine[f"w_{name}"])
+        entered = columns[name].astype(old.dtype, copy=False)
+        bytes_ = f"V{width * old.itemsize}"
+        tape = np.empty((len(runs.first) + 1) * width + count, old.dtype)
+        stretches = np.ndarray((len(tape) - width + 1,), bytes_, tape, 0, tape.strides)
+        stretches[begin] = old.view(bytes_)[:, 0]
+        tape[after + width - 1] = entered
+        window = stretches[after].view(old.dtype).reshape(count, width)
         moved[f"window_{name}"] = window
-    window_count = np.minimum(rows["window_count"][chosen][runs.run] + (runs.rank + 1), width)
-    rows["window_count"][chosen] = window_count[runs.last]
+        mine[f"w_{name}"] = stretches[(begin + 1 + runs.last) - runs.first].view(old.dtype).reshape(-1, width)
+        if name in {"category", "item"}:
+            stands = window == entered[:, None]
+            stands[:, -1] = tape[after - 1] == entered
+            moved[f"repeat_{name}"] = stands.any(axis=1) & (entered != 0)
+    window_count = np.minimum(mine["window_count"].astype(np.int64)[runs.run] + (runs.rank + 1), width)
+    mine["window_count"] = window_count[runs.last]
     moved["window_count"] = window_count[arrival].astype(np.uint8)
     return moved
 

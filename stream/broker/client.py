@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from stream.errors import BrokerUnreachable
 
-ADDRESS_VARIABLE = "FORECLICK_KAFKA__BOOTSTRAP_SERVERS"
+ADDRESS_VARIABLE: Final = "FORECLICK_KAFKA__BOOTSTRAP_SERVERS"
+MEND: Final = (
+    f"Start one with `foreclick broker start`, or set {ADDRESS_VARIABLE} to the address of one that runs."
+)
 
 # librdkafka prints each refused connection on stderr; the error below says it once.
 _silent = logging.getLogger("foreclick.librdkafka")
@@ -19,12 +22,13 @@ _silent.addHandler(logging.NullHandler())
 _silent.propagate = False
 
 
-def connect(client: Mapping[str, Any], timeout_s: float = 10.0) -> AdminClient:
+def connect(client: Mapping[str, Any], timeout_s: float = 10.0, mend: str = MEND) -> AdminClient:
     """A client of a broker that has answered.
 
     Args:
         client: librdkafka's settings by name; ``bootstrap.servers`` is needed, security settings may follow.
         timeout_s: how long to wait for the answer.
+        mend: what the error tells to do.
 
     Raises:
         BrokerUnreachable: nobody answered in time; the message has the address and what librdkafka saw last.
@@ -44,7 +48,6 @@ def connect(client: Mapping[str, Any], timeout_s: float = 10.0) -> AdminClient:
         admin.poll(0)  # hands the remembered errors over
         reason = seen[-1] if seen else problem.args[0].str()
         raise BrokerUnreachable(
-            f"No Kafka broker answers at {client['bootstrap.servers']}: {reason}. Start one with "
-            f"`foreclick broker start`, or set {ADDRESS_VARIABLE} to the address of one that runs."
+            f"No Kafka broker answers at {client['bootstrap.servers']}: {reason}. {mend}"
         ) from problem
     return admin

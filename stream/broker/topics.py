@@ -1,7 +1,7 @@
 """Topics as they should be and as the broker has them.
 
-Every function takes librdkafka's settings (``Settings.kafka.librdkafka()``, or ``{"bootstrap.servers": address}``)
-and raises BrokerUnreachable when nobody answers.
+Every function takes librdkafka's settings (``Settings.kafka.librdkafka()``, or
+``{"bootstrap.servers": address}``) and raises BrokerUnreachable when nobody answers.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Clicks:
         rules = FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000)
         layout = RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window)
         codes = NameCodes()
-        vocabulary = artefact.categories.by_code()
+        vocabulary = dict(zip(artefact.categories.codes.tolist(), artefact.categories.names, strict=True))
         topic_id = topics.source_id
         adapt = record_adapter(settings.input_format)
 
@@ -100,7 +100,7 @@ class Clicks:
                 topic=topics.source,
                 topic_id=readable_id(topic_id),
                 partition=partition,
-                churn_horizon_s=artefact.churn_horizon_s,
+                churn_horizon_s=int(artefact.churn_horizon_s),
                 source=f"/{settings.app_id}/{topics.source}",
             )
             return ClicksWork(

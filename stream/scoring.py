@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -259,7 +259,7 @@ class ClicksWork:
         decoded, columns = folded.decoded, folded.request.columns
         chosen = slice(None) if self._every else last_of_each(columns["row"])
         if not self._every:
-            applied, scores = applied[chosen], scores.take(chosen)
+            applied, scores = applied[chosen], part_of(scores, chosen)
         indices = applied.tolist()
         events = [decoded.events[i] for i in indices]
         records = [decoded.records[decoded.event_records[i]] for i in indices]
@@ -316,6 +316,16 @@ def last_of_each(rows: np.ndarray) -> np.ndarray:
     return np.sort(len(rows) - 1 - first_from_end)
 
 
+def part_of(result: Any, events: slice | np.ndarray, rows: slice = slice(None)) -> Any:
+    """A StepResult of some of its events and rows; hidden states are shared, as events refer to them by slot."""
+    by_event = {
+        entry.name: getattr(result, entry.name)[events]
+        for entry in fields(result)
+        if entry.name not in ("state", "hidden_state")
+    }
+    return replace(result, state=result.state[rows], **by_event)
+
+
 class ModelStep:
     """Requests of several partitions through one step of the model, and apart again.
 
@@ -348,7 +358,7 @@ class ModelStep:
         merged = self.engine.step(state, window_category, columns)
         results, row, event = [], 0, 0
         for row_end, event_end in zip(row_ends, event_ends, strict=True):
-            results.append(merged.part(slice(row, row_end), slice(event, event_end)))
+            results.append(part_of(merged, slice(event, event_end), slice(row, row_end)))
             row, event = row_end, event_end
         return results
 

@@ -48,7 +48,7 @@ REASONS: Final = (
     "future",
 )
 
-# Doubles and JavaScript hold integers exactly below 2**53; beyond, a producer's number is already another one.
+# Doubles, and so JavaScript, hold integers exactly below 2**53; beyond, the number is already another one.
 EventTimeMs = Annotated[int, Meta(gt=0, lt=2**53)]
 DurationMs = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
 
@@ -88,7 +88,7 @@ class Event(Struct, kw_only=True, gc=False):
 
 
 class Rejection(Struct, frozen=True):
-    """Why a record is no event: ``reason`` is one of `REASONS`, ``message`` names the place and what was expected."""
+    """Why a record is no event: ``reason`` is one of `REASONS`, ``message`` names place and expectation."""
 
     reason: str
     message: str
@@ -196,11 +196,12 @@ def _adapted(document: dict[str, Any], adapt: Adapt) -> Event | Rejection | None
 
     try:
         canonical = adapt(document)
-        if canonical is None:
-            return None
-        event = convert(canonical, Event)
     except Rejected as error:
         return Rejection(error.reason, error.message)
+    if canonical is None:
+        return None
+    try:
+        event = convert(canonical, Event)
     except ValidationError as error:
         return _missing(canonical) or Rejection("wrong_type", str(error))
     numbers = [event.price, event.quantity, *(event.extra or {}).values()]
@@ -229,7 +230,8 @@ def _bad_user_id(user_id: str) -> Rejection | None:
         found = f"has {size} bytes"
     else:
         return None
-    return Rejection("bad_user_id", f"the user_id {found}; expected 1 to {MAX_USER_ID_BYTES} bytes, the first not U+0000")
+    expected = f"expected 1 to {MAX_USER_ID_BYTES} bytes, the first not U+0000"
+    return Rejection("bad_user_id", f"the user_id {found}; {expected}")
 
 
 def _short(name: bytes | str) -> str:
@@ -237,14 +239,14 @@ def _short(name: bytes | str) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-class _NotFinite(Exception):
+class _NotFiniteError(Exception):
     """Found while reading leniently; never leaves this module."""
 
 
 def _number(literal: str) -> float:
     number = float(literal)
     if not isfinite(number):
-        raise _NotFinite
+        raise _NotFiniteError
     return number
 
 
@@ -253,7 +255,7 @@ def _holds_not_finite(value: bytes) -> bool:
     try:
         # Integers too: one of 400 digits is no float, and Python refuses to read one of 5,000.
         json.loads(value.decode(), parse_float=_number, parse_int=_number, parse_constant=_number)
-    except _NotFinite:
+    except _NotFiniteError:
         return True
     except (ValueError, RecursionError):
         return False

@@ -5,7 +5,7 @@ read on their user's next event:
 
     header        version, number of actions, window, bytes of a window entry, length of the state vector
     position      offset of the last applied event, and the epoch of its topic: its id's first 8 bytes
-    session       first and last event time, session counters; per action: count in session and life, last time
+    session       first and last event time, counters; per action: count in session and life, last time
     duplicates    ring of the last 16 hashes of event ids
     model         fingerprint of the weights, and the state vector in float16
     window        the last events, newest last: the truth from which a state vector is rebuilt
@@ -126,7 +126,9 @@ class RowLayout:
         if not set(map(len, filled)) <= {self.size}:
             filled = [raw if len(raw) == self.size else self._upgraded(raw) for raw in filled]
         rows = np.frombuffer(bytearray().join(filled), dtype=self.dtype)
-        foreign = (_as_bytes(rows)[:, : len(self._header)] != np.frombuffer(self._header, np.uint8)).any(axis=1)
+        foreign = (_as_bytes(rows)[:, : len(self._header)] != np.frombuffer(self._header, np.uint8)).any(
+            axis=1
+        )
         for index in np.flatnonzero(foreign).tolist():
             rows[index] = np.frombuffer(self._upgraded(filled[index]), dtype=self.dtype)[0]
         return rows
@@ -156,7 +158,7 @@ def _as_bytes(rows: np.ndarray) -> np.ndarray:
 
 
 def _copy_actions(old: np.void, new: np.void) -> None:
-    """Copy counts of actions that both vocabularies have; the rest, the old ``other`` too, joins ``other``."""
+    """Copy counts of actions that both vocabularies have; the rest, the old ``other`` too, is ``other``."""
     shared = min(len(old["action_life"]), len(new["action_life"])) - 1
     for name, most in (("action_session", 2**16 - 1), ("action_life", 2**32 - 1)):
         new[name][:shared] = old[name][:shared]
@@ -177,9 +179,11 @@ def _layout_of(raw: bytes) -> RowLayout:
     Raises:
         DamagedRow: the header is of another version, or does not fit the row's length.
     """
-    mend = "Restore the partition from its changelog: foreclick state reset."
+    mend = "Remove the partition's data directory; the worker restores it from the changelog."
     if len(raw) < _HEADER.itemsize:
-        raise DamagedRow(f"A state row of {len(raw)} bytes is shorter than its header of {_HEADER.itemsize}. {mend}")
+        raise DamagedRow(
+            f"A state row has {len(raw)} bytes, fewer than its header's {_HEADER.itemsize}. {mend}"
+        )
     header = np.frombuffer(raw, dtype=_HEADER, count=1)[0]
     version, n_actions, window, entry_bytes, state_width = (int(number) for number in header)
     if version != VERSION:
@@ -189,8 +193,8 @@ def _layout_of(raw: bytes) -> RowLayout:
         )
     if entry_bytes != ENTRY_BYTES or not n_actions or not window:
         raise DamagedRow(
-            f"A state row's header says {n_actions} actions, a window of {window} events and {entry_bytes} bytes "
-            f"an entry; expected at least 1, 1 and exactly {ENTRY_BYTES}. {mend}"
+            f"A state row's header says {n_actions} actions, a window of {window} events and {entry_bytes} "
+            f"bytes an entry; expected at least 1, 1 and exactly {ENTRY_BYTES}. {mend}"
         )
     layout = _layout(n_actions, state_width, window)
     if len(raw) != layout.size:
@@ -207,6 +211,8 @@ def read(raw: bytes) -> dict[str, Any]:
     layout = _layout_of(raw)
     row = np.frombuffer(raw, dtype=layout.dtype)[0]
     events = int(row["life_events"])
+    held = min(layout.window, int(row["window_count"]))
+    deadline_ms = int(row["deadline_ms"])
     seen = [code for code in range(layout.n_actions) if row["action_life"][code]]
     log_gaps, log_prices = row["w_log_gap"].astype(float), row["w_log_price"].astype(float)
     return {
@@ -240,14 +246,15 @@ def read(raw: bytes) -> dict[str, Any]:
                 "gap_s": round(float(np.expm1(log_gaps[slot])), 3),
                 "price": None if np.isnan(log_prices[slot]) else round(float(np.expm1(log_prices[slot])), 2),
             }
-            for slot in range(layout.window - min(layout.window, int(row["window_count"])), layout.window)
+            for slot in range(layout.window - held, layout.window)
         ],
-        "alerts": {"said": int(row["said"]), "deadline": _iso(int(row["deadline_ms"])) if row["deadline_ms"] else None},
+        "alerts": {"said": int(row["said"]), "deadline": _iso(deadline_ms) if deadline_ms else None},
     }
 
 
 def _iso(time_ms: int) -> str:
     try:
-        return datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")
+        time = datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC)
     except (OverflowError, ValueError):  # beyond the year 9999
         return f"{time_ms} ms"
+    return time.isoformat(timespec="milliseconds")

@@ -16,15 +16,13 @@ A late event that is still applied counts as if it had happened at the user's la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from models.vocabulary import ActionVocabulary, code_of, event_hash
 from stream.errors import BrokenInvariant
-from stream.events import Event
+from stream.event_columns import EventColumns, NameCodes, columns_of
 from stream.rows import RING, RowLayout
 
 __all__ = [
@@ -64,33 +62,6 @@ class FoldRules:
 
 
 @dataclass
-class EventColumns:
-    """N events in offset order, a column each.
-
-    Attributes:
-        row: int32, the index of the user's row.
-        event_time_ms: int64.
-        action: uint8, code in the model's vocabulary.
-        category: uint32 code, 0 missing.
-        item: uint32 code, 0 missing.
-        log_price: float32, log(1 + price) within ±20, NaN missing.
-        event_hash: uint64, never 0.
-        offset: int64, rising for each user.
-        replayed: bool, a dead letter sent again: the limits of time do not hold.
-    """
-
-    row: np.ndarray
-    event_time_ms: np.ndarray
-    action: np.ndarray
-    category: np.ndarray
-    item: np.ndarray
-    log_price: np.ndarray
-    event_hash: np.ndarray
-    offset: np.ndarray
-    replayed: np.ndarray
-
-
-@dataclass
 class Folded:
     """What became of N events, and what the M applied ones saw.
 
@@ -98,81 +69,16 @@ class Folded:
         outcome: uint8 (N,), APPLIED, DUPLICATE, LATE or FUTURE.
         late_applied: bool (N,), applied although its time is before the user's last.
         applied: int64 (M,), indices of the applied events, rising.
-        columns: arrays of M entries in that order, C-contiguous. Before the event: `action_age_s` (seconds since
-            the last of each action, `NEVER_S` if never), `repeat_item`, `repeat_category`, `gap_ms` (-1 for the
-            user's first event, 0 for a late one). After it: all others. `wave` is the rank among the user's
-            applied events of this call.
+        columns: arrays of M entries in that order, C-contiguous. Before the event: `action_age_s` (seconds
+            since the last of each action, `NEVER_S` if never), `repeat_item` and `repeat_category` (whether it
+            stands in the window), `gap_ms` (-1 for the user's first event, 0 for a late one). After it: all
+            others. `wave` is the rank among the user's applied events of this call.
     """
 
     outcome: np.ndarray
     late_applied: np.ndarray
     applied: np.ndarray
     columns: dict[str, np.ndarray]
-
-
-class NameCodes(dict[str | None, int]):
-    """Codes of names, remembered; 0 for a missing or empty name. Forgets all when it holds ``limit`` names.
-
-    ``unknown_actions`` collects names of actions that became ``other``, at most 1,000.
-    """
-
-    def __init__(self, limit: int = 200_000) -> None:
-        super().__init__()
-        self.limit = limit
-        self.unknown_actions: set[str] = set()
-
-    def __missing__(self, name: str | None) -> int:
-        if len(self) >= self.limit:
-            self.clear()
-        self[name] = code = code_of(name) if name else 0
-        return code
-
-
-def columns_of(
-    events: Sequence[Event],
-    rows_index: np.ndarray,
-    offsets: np.ndarray,
-    replayed: np.ndarray,
-    actions: ActionVocabulary,
-    codes: NameCodes,
-    source_prefix: bytes,
-) -> EventColumns:
-    """Turn events into columns.
-
-    Args:
-        events: N events in offset order.
-        rows_index: (N,) index of each user's row.
-        offsets: (N,) offsets in the source partition.
-        replayed: (N,) whether the record is a dead letter sent again.
-        actions: the model's vocabulary; an action that it lacks becomes ``other``.
-        codes: cache of name codes.
-        source_prefix: ``topic id/partition``; with the offset it is the id of an event that has none.
-    """
-    action_codes = {name: code for code, name in enumerate(actions.names)}
-    other = len(actions.names) - 1
-    action = np.array([action_codes.get(event.action, other) for event in events], np.uint8)
-    if len(codes.unknown_actions) < 1000:
-        for place in np.flatnonzero(action == other)[:1000].tolist():
-            if events[place].action != actions.names[other]:
-                codes.unknown_actions.add(events[place].action)
-    hashes = [
-        event_hash(event.event_id.encode()) if event.event_id else event_hash(b"%b/%d" % (source_prefix, offset))
-        for event, offset in zip(events, offsets.tolist(), strict=True)
-    ]
-    price = np.array([event.price for event in events], np.float64)  # None becomes NaN
-    with np.errstate(divide="ignore"):
-        log_price = np.log1p(np.maximum(price, -1.0)).clip(-20.0, 20.0)
-    return EventColumns(
-        row=np.ascontiguousarray(rows_index, np.int32),
-        event_time_ms=np.array([event.event_time_ms for event in events], np.int64),
-        action=action,
-        category=np.array([codes[event.category_id] for event in events], np.uint32),
-        item=np.array([codes[event.item_id] for event in events], np.uint32),
-        log_price=log_price.astype(np.float32),
-        event_hash=np.array(hashes, np.uint64),
-        offset=np.ascontiguousarray(offsets, np.int64),
-        replayed=np.ascontiguousarray(replayed, np.bool_),
-    )
 
 
 def fold(
@@ -197,8 +103,8 @@ def fold(
     """
     if rows["action_life"].shape[1] != n_actions:
         raise BrokenInvariant(
-            f"State rows count {rows['action_life'].shape[1]} actions, the model's vocabulary has {n_actions}. "
-            "Read the rows with the layout of the model in use."
+            f"State rows count {rows['action_life'].shape[1]} actions, the model's vocabulary has "
+            f"{n_actions}. Read the rows with the layout of the model in use."
         )
     # Sixteen bits are sorted by radix, eight times faster.
     order = np.argsort(events.row.astype(np.uint16) if len(rows) <= 2**16 else events.row, kind="stable")

@@ -36,9 +36,20 @@ def test_every_field_of_a_canonical_event_is_read() -> None:
     """Strings, numbers, order lines and extra numbers; unknown fields are passed over."""
     event = decode(
         canonical(
-            **{"event_id": "e", "session_id": "s", "item_id": "i", "category_id": "c", "shop_id": "h", "order_id": "o"},
-            **{"price": 9.5, "quantity": 2, "currency": "EUR", "dwell_ms": 40, "device_id": "d", "ip": "::1"},
-            **{"lines": [{"item_id": "i", "category_id": "c", "price": 1, "quantity": 2.5}], "extra": {"depth": 3}},
+            event_id="e",
+            session_id="s",
+            item_id="i",
+            category_id="c",
+            shop_id="h",
+            order_id="o",
+            price=9.5,
+            quantity=2,
+            currency="EUR",
+            dwell_ms=40,
+            device_id="d",
+            ip="::1",
+            lines=[{"item_id": "i", "category_id": "c", "price": 1, "quantity": 2.5}],
+            extra={"depth": 3},
             unheard_of=[1, {"a": None}],
         )
     )
@@ -195,7 +206,12 @@ def test_bad_records_do_not_disturb_their_neighbours() -> None:
 
 def test_values_that_only_join_to_json_are_rejected_apart() -> None:
     """No decoding in bulk: halves of events, or two in one value, never make one."""
-    halves = [b'{"user_id":"u1","event_time_ms":1,', b'"action":"view"}', canonical() + b"," + canonical(), b""]
+    halves = [
+        b'{"user_id":"u1","event_time_ms":1,',
+        b'"action":"view"}',
+        canonical() + b"," + canonical(),
+        b"",
+    ]
     assert [type(entry) for entry in decode_events([b"u1"] * 4, halves)] == [Rejection] * 4
 
 
@@ -229,7 +245,10 @@ def adapt_visits(document: dict[str, Any]) -> dict[str, Any] | None:
 )
 def test_adapted_objects_are_cleaned_like_canonical_ones(document: dict[str, Any], expected: str) -> None:
     """What an adapter makes is held to the same rules, and its own rejections pass on."""
-    assert reason(json.dumps(document).encode(), b"" if document.get("who") == "" else b"u1", adapt_visits) == expected
+    assert (
+        reason(json.dumps(document).encode(), b"" if document.get("who") == "" else b"u1", adapt_visits)
+        == expected
+    )
 
 
 def test_an_adapter_sees_only_what_is_not_canonical() -> None:
@@ -260,10 +279,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-fields_of_all_shapes = st.sampled_from(
-    [*Event.__struct_fields__, "userId", "anonymousId", "timestamp", "event", "properties", "type", "messageId"]
-    + ["user_pseudo_id", "event_name", "event_timestamp", "event_params", "items", "ecommerce", "\ud800"]
-)
+segment_fields = ("userId", "anonymousId", "timestamp", "event", "properties", "type", "messageId")
+ga4_fields = ("user_pseudo_id", "event_name", "event_timestamp", "event_params", "items", "ecommerce")
+fields_of_all_shapes = st.sampled_from([*Event.__struct_fields__, *segment_fields, *ga4_fields, "\ud800"])
 
 
 @settings(max_examples=400, deadline=None)
@@ -272,8 +290,12 @@ fields_of_all_shapes = st.sampled_from(
     st.one_of(
         st.none(),
         st.binary(max_size=300),
-        st.dictionaries(fields_of_all_shapes, json_values, max_size=8).map(lambda document: json.dumps(document).encode()),
-        st.dictionaries(fields_of_all_shapes, json_values, max_size=4).map(lambda document: canonical(**document)),
+        st.dictionaries(fields_of_all_shapes, json_values, max_size=8).map(
+            lambda document: json.dumps(document).encode()
+        ),
+        st.dictionaries(fields_of_all_shapes, json_values, max_size=4).map(
+            lambda document: canonical(**document)
+        ),
         st.tuples(st.integers(0, 80), st.integers(0, 255)).map(
             lambda at: canonical()[: at[0]] + bytes([at[1]]) + canonical()[at[0] + 1 :]
         ),

@@ -121,7 +121,7 @@ def test_blank_rows_are_zeros_but_for_header_and_position() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 65), st.integers(0, 300), st.integers(1, 255), st.integers(0, 5), st.integers(0, 99))
 def test_rows_round_trip(n_actions: int, state_width: int, window: int, count: int, seed: int) -> None:
-    """pack and unpack are inverse for any layout and any content; unpacked rows can be written to."""
+    """Pack and unpack are inverse for any layout and any content; unpacked rows can be written to."""
     layout = RowLayout(n_actions, state_width, window)
     rows = filled(layout, count, seed)
     raws = layout.pack(rows)
@@ -192,7 +192,9 @@ def test_other_stays_the_last_code_of_a_larger_vocabulary() -> None:
     assert upgraded["w_action"].tolist() == [[0, 1, 4]]
 
 
-@pytest.mark.parametrize(("before", "held", "after", "kept"), [(8, 8, 5, 5), (8, 3, 5, 3), (5, 5, 8, 5), (5, 0, 8, 0)])
+@pytest.mark.parametrize(
+    ("before", "held", "after", "kept"), [(8, 8, 5, 5), (8, 3, 5, 3), (5, 5, 8, 5), (5, 0, 8, 0)]
+)
 def test_a_window_of_another_length_keeps_the_newest(before: int, held: int, after: int, kept: int) -> None:
     """The newest events stay, newest last, and the count says how many there are."""
     old, new = RowLayout(11, 0, window=before), RowLayout(11, 0, window=after)
@@ -219,7 +221,7 @@ def damaged() -> list[tuple[str, bytes, str]]:
     other_version, other_entry, no_actions = raw.copy(), raw.copy(), raw.copy()
     other_version[0], other_entry[3], no_actions[1] = 9, 14, 0
     return [
-        ("empty", b"", "0 bytes is shorter than its header"),
+        ("empty", b"", "0 bytes, fewer than its header's 6"),
         ("truncated", bytes(raw[:-1]), "986 bytes where its header says 987"),
         ("too long", bytes(raw) + b"x", "988 bytes where its header says 987"),
         ("unknown version", bytes(other_version), "version 9; this build reads 1"),
@@ -228,7 +230,9 @@ def damaged() -> list[tuple[str, bytes, str]]:
     ]
 
 
-@pytest.mark.parametrize(("raw", "message"), [case[1:] for case in damaged()], ids=[case[0] for case in damaged()])
+@pytest.mark.parametrize(
+    ("raw", "message"), [case[1:] for case in damaged()], ids=[case[0] for case in damaged()]
+)
 def test_a_damaged_row_is_named(raw: bytes, message: str) -> None:
     """Bytes that are no row raise with what was found, whether one user or all are read."""
     with pytest.raises(DamagedRow, match=message):
@@ -252,7 +256,11 @@ def test_a_row_is_shown_in_plain_words() -> None:
     """``read`` names position, sessions, counts, window and alerts, and shows only what there is."""
     rows = DEFAULT.blank(1)
     rows["position"], rows["epoch"] = 42, np.void(b"\1\2\3\4\5\6\7\x08")
-    rows["first_ms"], rows["last_ms"], rows["session_start_ms"] = 1_511_550_516_000, 1_511_550_517_000, 1_511_550_516_000
+    rows["first_ms"], rows["last_ms"], rows["session_start_ms"] = (
+        1_511_550_516_000,
+        1_511_550_517_000,
+        1_511_550_516_000,
+    )
     rows["session_index"], rows["session_events"], rows["life_events"], rows["window_count"] = 1, 2, 2, 2
     rows["action_session"][0, 4], rows["action_life"][0, 4], rows["action_last_s"][0, 4] = 2, 2, 1_511_550_517
     rows["ring"][0, :2] = [5, 6]
@@ -265,7 +273,9 @@ def test_a_row_is_shown_in_plain_words() -> None:
     assert shown["position"] == {"offset": 42, "epoch": "0102030405060708"}
     assert shown["last_event"] == "2017-11-24T19:08:37.000+00:00"
     assert shown["session"] == {"index": 1, "events": 2, "start": "2017-11-24T19:08:36.000+00:00"}
-    assert shown["actions"] == [{"code": 4, "in_session": 2, "in_life": 2, "last": "2017-11-24T19:08:37.000+00:00"}]
+    assert shown["actions"] == [
+        {"code": 4, "in_session": 2, "in_life": 2, "last": "2017-11-24T19:08:37.000+00:00"}
+    ]
     assert shown["model"] == {"fingerprint": "00000000000000ff", "state_width": 128}
     assert [entry["item"] for entry in shown["window"]] == [7, 8]
     assert shown["window"][0]["price"] is None

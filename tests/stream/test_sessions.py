@@ -1,4 +1,4 @@
-"""The fold: against a plain reference that takes one event at a time, and the laws of section by section."""
+"""The fold: equal to a plain reference that takes one event at a time, and its laws one by one."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, code_of, event_hash
 from stream.errors import BrokenInvariant
-from stream.events import Event
 from stream.rows import RowLayout
 from stream.sessions import (
     APPLIED,
     DUPLICATE,
     FUTURE,
     LATE,
-    NEVER_S,
     EventColumns,
     Folded,
     FoldRules,
-    NameCodes,
-    columns_of,
     fold,
     rebuild_columns,
 )
+from tests.stream.fold_reference import fold_one_by_one
 
 RULES = FoldRules()
 EPOCH = b"topic-id"
@@ -60,7 +56,9 @@ def events_of(turns: list[Turn], first_offset: int = 0) -> EventColumns:
         category=np.array([turn.category for turn in turns], np.uint32),
         item=np.array([turn.item for turn in turns], np.uint32),
         log_price=np.array([turn.log_price for turn in turns], np.float32),
-        event_hash=np.array([turn.event_hash or 1000 + at for turn, at in zip(turns, offset, strict=True)], np.uint64),
+        event_hash=np.array(
+            [turn.event_hash or 1000 + at for turn, at in zip(turns, offset, strict=True)], np.uint64
+        ),
         offset=offset,
         replayed=np.array([turn.replayed for turn in turns], np.bool_),
     )
@@ -70,102 +68,20 @@ def part(events: EventColumns, chosen: slice | np.ndarray) -> EventColumns:
     return EventColumns(**{field.name: getattr(events, field.name)[chosen] for field in fields(events)})
 
 
-def folded(turns: list[Turn], layout: RowLayout = LAYOUT, now_ms: int | None = None) -> tuple[np.ndarray, Folded]:
+def folded(
+    turns: list[Turn], layout: RowLayout = LAYOUT, now_ms: int | None = None
+) -> tuple[np.ndarray, Folded]:
     rows = layout.blank(max(turn.user for turn in turns) + 1)
     return rows, fold(rows, events_of(turns), RULES, now_ms, EPOCH, layout.n_actions)
-
-
-def reference(rows: np.ndarray, events: EventColumns, now_ms: int | None) -> tuple[list[int], list[bool], list[dict]]:
-    """Fold one event at a time, in plain Python; changes the rows, returns outcomes and the columns of each event."""
-    outcomes, late_applied, seen = [], [], []
-    turns = [0] * len(rows)
-    width = rows["w_item"].shape[1]
-    for n in range(len(events.row)):
-        user, time, hash_ = int(events.row[n]), int(events.event_time_ms[n]), int(events.event_hash[n])
-        row = rows[user : user + 1]
-        life, last_ms = int(row["life_events"][0]), int(row["last_ms"][0])
-        late_applied.append(False)
-        if hash_ in row["ring"][0].tolist():
-            outcomes.append(DUPLICATE)
-            continue
-        if now_ms is not None and not events.replayed[n] and time > now_ms + RULES.future_limit_ms:
-            outcomes.append(FUTURE)
-            continue
-        if life and not events.replayed[n] and time < last_ms - RULES.late_limit_ms:
-            outcomes.append(LATE)
-            continue
-        outcomes.append(APPLIED)
-        late_applied[-1] = bool(life) and time < last_ms
-        now = max(time, last_ms) if life else time
-        gap_ms = now - last_ms if life else -1
-        opens = not life or gap_ms > RULES.session_gap_ms
-        action, category, item = int(events.action[n]), int(events.category[n]), int(events.item[n])
-        ages = [
-            min(max(now // 1000, 0) - int(row["action_last_s"][0][a]), NEVER_S - 1) if row["action_life"][0][a] else NEVER_S
-            for a in range(row["action_life"].shape[1])
-        ]
-        repeat_item = item != 0 and item in row["w_item"][0].tolist()
-        repeat_category = category != 0 and category in row["w_category"][0].tolist()
-        if opens:
-            row["session_index"] += 1
-            row["session_events"] = 0
-            row["session_start_ms"] = now
-            row["action_session"] = 0
-        if not life:
-            row["first_ms"] = now
-        row["last_ms"] = now
-        row["session_events"] += 1
-        row["life_events"] += 1
-        row["action_session"][0, action] = min(65535, int(row["action_session"][0, action]) + 1)
-        row["action_life"][0, action] += 1
-        row["action_last_s"][0, action] = max(now // 1000, 0)
-        slot = int(row["ring_next"][0])
-        row["ring"][0, slot] = hash_
-        row["ring_next"] = (slot + 1) % 16
-        row["position"], row["epoch"] = events.offset[n], np.void(EPOCH)
-        row["window_count"] = min(width, int(row["window_count"][0]) + 1)
-        new = {
-            "w_action": action,
-            "w_category": category,
-            "w_item": item,
-            "w_log_gap": np.float16(math.log1p(max(gap_ms, 0) / 1000)),
-            "w_log_price": np.float16(events.log_price[n]),
-        }
-        for name, value in new.items():
-            row[name][0, :-1] = row[name][0, 1:].copy()
-            row[name][0, -1] = value
-        seen.append(
-            {
-                "row": user,
-                "wave": turns[user],
-                "action": action,
-                "category": category,
-                "item": item,
-                "event_time_ms": time,
-                "gap_ms": gap_ms,
-                "log_price": events.log_price[n],
-                "session_position": row["session_events"][0],
-                "session_index": row["session_index"][0],
-                "life_events": row["life_events"][0],
-                "new_session": opens,
-                "repeat_item": repeat_item,
-                "repeat_category": repeat_category,
-                "action_session": row["action_session"][0].copy(),
-                "action_life": row["action_life"][0].copy(),
-                "action_age_s": ages,
-                **{f"window_{name[2:]}": row[name][0].copy() for name in new},
-                "window_count": row["window_count"][0],
-            }
-        )
-        turns[user] += 1
-    return outcomes, late_applied, seen
 
 
 DTYPES = {
     **dict.fromkeys(("row", "wave", "session_position", "session_index", "life_events"), "int32"),
     **dict.fromkeys(("event_time_ms", "gap_ms"), "int64"),
     **dict.fromkeys(("action", "window_action", "window_count"), "uint8"),
-    **dict.fromkeys(("category", "item", "action_life", "action_age_s", "window_category", "window_item"), "uint32"),
+    **dict.fromkeys(
+        ("category", "item", "action_life", "action_age_s", "window_category", "window_item"), "uint32"
+    ),
     **dict.fromkeys(("new_session", "repeat_item", "repeat_category"), "bool"),
     **dict.fromkeys(("window_log_gap", "window_log_price"), "float16"),
     "log_price": "float32",
@@ -191,13 +107,15 @@ turns = st.lists(
 )
 
 
-def assert_equal_to_reference(layout: RowLayout, events: EventColumns, ends: list[int], now_ms: int | None) -> None:
+def assert_equal_to_reference(
+    layout: RowLayout, events: EventColumns, ends: list[int], now_ms: int | None
+) -> None:
     users = int(events.row.max(initial=0)) + 1
     rows, expected_rows = layout.blank(users), layout.blank(users)
     for start, end in zip([0, *ends], [*ends, len(events.row)], strict=True):
         batch = part(events, slice(start, end))
         result = fold(rows, batch, RULES, now_ms, EPOCH, layout.n_actions)
-        outcomes, late_applied, expected = reference(expected_rows, batch, now_ms)
+        outcomes, late_applied, expected = fold_one_by_one(expected_rows, batch, RULES, now_ms, EPOCH)
         assert result.outcome.tolist() == outcomes
         assert result.late_applied.tolist() == late_applied
         assert result.applied.tolist() == [n for n, outcome in enumerate(outcomes) if outcome == APPLIED]
@@ -213,7 +131,9 @@ def assert_equal_to_reference(layout: RowLayout, events: EventColumns, ends: lis
 @given(turns, st.sets(st.integers(0, 60)), st.sampled_from([None, NOON, NOON + 1_500_000]))
 def test_fold_equals_one_event_at_a_time(turns: list[Turn], cuts: set[int], now_ms: int | None) -> None:
     """Outcomes, columns and row bytes are those of a plain loop, wherever the log is cut into micro-batches."""
-    assert_equal_to_reference(SMALL, events_of(turns), sorted(cut for cut in cuts if cut <= len(turns)), now_ms)
+    assert_equal_to_reference(
+        SMALL, events_of(turns), sorted(cut for cut in cuts if cut <= len(turns)), now_ms
+    )
 
 
 def busy_log(count: int, users: int, seed: int) -> EventColumns:
@@ -274,7 +194,9 @@ def test_any_split_into_batches_gives_the_same_bytes(seed: int, cuts: list[int])
     assert rows.tobytes() == cut_rows.tobytes()
     assert np.concatenate([each.outcome for each in parts]).tolist() == whole.outcome.tolist()
     for name in whole.columns.keys() - {"wave"}:
-        assert np.concatenate([each.columns[name] for each in parts]).tobytes() == whole.columns[name].tobytes(), name
+        assert (
+            np.concatenate([each.columns[name] for each in parts]).tobytes() == whole.columns[name].tobytes()
+        ), name
 
 
 def test_logarithms_do_not_depend_on_neighbours() -> None:
@@ -311,7 +233,9 @@ def test_a_repeat_changes_nothing() -> None:
 def test_late_limit_at_its_edge() -> None:
     """30 minutes before the user's last time is applied in arrival order with gap 0; a millisecond more is late."""
     edge = NOON - RULES.late_limit_ms
-    rows, result = folded([Turn(), Turn(time_ms=edge), Turn(time_ms=edge - 1), Turn(time_ms=edge - 1, replayed=True)])
+    rows, result = folded(
+        [Turn(), Turn(time_ms=edge), Turn(time_ms=edge - 1), Turn(time_ms=edge - 1, replayed=True)]
+    )
     assert result.outcome.tolist() == [APPLIED, APPLIED, LATE, APPLIED]
     assert result.late_applied.tolist() == [False, True, False, True]
     assert result.columns["gap_ms"].tolist() == [-1, 0, 0]
@@ -322,7 +246,11 @@ def test_late_limit_at_its_edge() -> None:
 def test_future_limit_at_its_edge() -> None:
     """5 minutes ahead of the clock is applied, a millisecond more is future; replayed or without a clock it is not."""
     edge = NOON + RULES.future_limit_ms
-    ahead = [Turn(user=0, time_ms=edge), Turn(user=1, time_ms=edge + 1), Turn(user=2, time_ms=edge + 1, replayed=True)]
+    ahead = [
+        Turn(user=0, time_ms=edge),
+        Turn(user=1, time_ms=edge + 1),
+        Turn(user=2, time_ms=edge + 1, replayed=True),
+    ]
     rows, result = folded(ahead, now_ms=NOON)
     assert result.outcome.tolist() == [APPLIED, FUTURE, APPLIED]
     assert rows[1:2].tobytes() == LAYOUT.blank(1).tobytes()
@@ -382,7 +310,9 @@ def test_rows_without_events_stay_untouched() -> None:
     """Only the rows of the batch's users change."""
     rows, before = LAYOUT.blank(5), LAYOUT.blank(5)
     fold(rows, events_of([Turn(user=3), Turn(user=1)]), RULES, None, EPOCH, 11)
-    changed = [user for user in range(5) if rows[user : user + 1].tobytes() != before[user : user + 1].tobytes()]
+    changed = [
+        user for user in range(5) if rows[user : user + 1].tobytes() != before[user : user + 1].tobytes()
+    ]
     assert changed == [1, 3]
 
 
@@ -407,47 +337,3 @@ def test_rebuilt_windows_equal_the_windows_they_come_from() -> None:
     oldest = LAYOUT.window - rows["window_count"][users]
     rows["w_log_gap"][users, oldest] = 0
     assert fresh["w_log_gap"].tobytes() == rows["w_log_gap"].tobytes()
-
-
-def event(**given: object) -> Event:
-    return Event(**{"user_id": "u", "event_time_ms": NOON, "action": "view", **given})
-
-
-def columns(events: list[Event], codes: NameCodes | None = None) -> EventColumns:
-    count = len(events)
-    vocabulary = ActionVocabulary(DEFAULT_ACTIONS)
-    offsets, replayed = np.arange(40, 40 + count), np.zeros(count, bool)
-    return columns_of(events, np.arange(count), offsets, replayed, vocabulary, NameCodes() if codes is None else codes, b"clicks/3")
-
-
-def test_names_become_codes_and_missing_ones_zero() -> None:
-    """Items and categories get their codes, missing and empty ones 0, an action outside the vocabulary ``other``."""
-    codes = NameCodes()
-    made = columns([event(item_id="i", category_id="c"), event(item_id="", action="dance"), event(action="cart")], codes)
-    assert made.item.tolist() == [code_of("i"), 0, 0]
-    assert made.category.tolist() == [code_of("c"), 0, 0]
-    assert made.action.tolist() == [0, 10, 4]
-    assert codes.unknown_actions == {"dance"}
-
-
-def test_an_event_without_id_is_known_by_its_position() -> None:
-    """Its hash is that of topic, partition and offset, never of the content; an empty id is none."""
-    made = columns([event(event_id="e9"), event(), event(event_id="")])
-    ids = [b"e9", b"clicks/3/41", b"clicks/3/42"]
-    assert made.event_hash.tolist() == [event_hash(event_id) for event_id in ids]
-
-
-@pytest.mark.parametrize(
-    ("price", "expected"),
-    [(None, math.nan), (0.0, 0.0), (9.0, math.log(10)), (1e300, 20.0), (-1.0, -20.0), (-5.0, -20.0)],
-)
-def test_prices_become_bounded_logarithms(price: float | None, expected: float) -> None:
-    """log(1 + price) within ±20, NaN when there is none, and no warning at or below -1."""
-    np.testing.assert_equal(columns([event(price=price)]).log_price, np.array([expected], np.float32))
-
-
-def test_the_cache_of_codes_is_bounded() -> None:
-    """When it is full it forgets, and codes stay what they are."""
-    codes = NameCodes(limit=3)
-    assert [codes[name] for name in "abcdabcd"] == [code_of(name) for name in "abcdabcd"]
-    assert len(codes) <= 3

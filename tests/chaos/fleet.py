@@ -1,0 +1,254 @@
+"""Worker processes of one round: started, killed, paused and restarted as a supervisor would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rocksdict
+
+from tests.chaos.cluster import Round
+
+REPOSITORY = Path(__file__).parents[2]
+SESSION_TIMEOUT_S = 4.0
+TERM_TIMEOUT_S = 12.0
+TAMPERED_KEY = b"\0tampered"
+
+
+class Worker:
+    """One process and its log; restarted under the same name it keeps its data directory."""
+
+    def __init__(self, name: str, round_: Round, folder: Path, switches: list[str]):
+        self.name = name
+        self.data_dir = folder / name
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tests.chaos.worker", "--name", name),
+                    *("--bootstrap", round_.bootstrap, "--app-id", round_.app_id, "--prefix", round_.prefix),
+                    *("--data-dir", str(self.data_dir)),
+                    *("--session-timeout-ms", str(int(SESSION_TIMEOUT_S * 1000))),
+                    *switches,
+                ],
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it sleeps under SIGSTOP."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return False
+        return status.rsplit(")", 1)[1].split()[0] == "T"
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.running:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def terminate(self, timeout_s: float = TERM_TIMEOUT_S) -> bool:
+        """SIGTERM and wait; whether it ended by itself in time."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        return True
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged as JSON, over all its lives."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            if line.startswith("{"):
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    continue  # cut off by a kill
+        return found
+
+    def said(self, event: str, **values: Any) -> list[dict[str, Any]]:
+        return [
+            line
+            for line in self.lines()
+            if line.get("event") == event and all(line.get(name) == value for name, value in values.items())
+        ]
+
+    def await_line(
+        self, event: str, count: int = 1, timeout_s: float = 30, **values: Any
+    ) -> list[dict[str, Any]]:
+        """Wait until it has said something so many times.
+
+        Raises:
+            TimeoutError: it did not, with the end of its log.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while len(found := self.said(event, **values)) < count:
+            if time.monotonic() > deadline_s:
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise TimeoutError(
+                    f"{self.name} did not say {event!r} {values} {count} times; its log ends: {tail}"
+                )
+            time.sleep(0.05)
+        return found
+
+
+class Fleet:
+    """The workers of one round.
+
+    Args:
+        folder: holds a data directory and a log for each name.
+        switches: of every worker started; read at each start, so a round may change them.
+    """
+
+    def __init__(self, round_: Round, folder: Path, switches: list[str] | None = None):
+        self.round, self.folder = round_, folder
+        self.switches = list(switches or ())
+        self.workers: dict[str, Worker] = {}
+        self.logs: dict[str, Worker] = {}  # the latest life of every name, gone ones too
+        self.leaving: list[Worker] = []
+        self.exits: Counter[str] = Counter()
+        self.slow = 0
+        self._wake_s: dict[int, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self, name: str, *switches: str) -> Worker:
+        worker = Worker(name, self.round, self.folder, [*self.switches, *switches])
+        self.workers[name] = self.logs[name] = worker
+        return worker
+
+    @property
+    def data_dirs(self) -> list[Path]:
+        return [worker.data_dir for worker in self.logs.values()]
+
+    def tend(self, restart: bool = True) -> None:
+        """One look: start again who has ended, wake who stopped itself past its session."""
+        for name, worker in list(self.workers.items()):
+            pid = worker.process.pid
+            if worker.stopped:
+                wake_s = self._wake_s.setdefault(pid, time.monotonic() + SESSION_TIMEOUT_S * 1.4)
+                if time.monotonic() > wake_s:
+                    worker.signal(signal.SIGCONT)
+                    del self._wake_s[pid]
+            elif not worker.running:
+                self.exits[str(worker.process.returncode)] += 1
+                del self.workers[name]
+                if restart:
+                    self.start(name)
+        for worker in list(self.leaving):
+            if not worker.running:
+                self.leaving.remove(worker)
+
+    def tend_for(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Tend until the time is over or something is true; whether it became true."""
+        deadline_s = time.monotonic() + seconds
+        while time.monotonic() < deadline_s:
+            self.tend()
+            if until():
+                return True
+            time.sleep(0.05)
+        return until()
+
+    def catch_up(self, timeout_s: float = 90) -> bool:
+        """Tend until everything in the source is committed."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.round.caught_up():
+            if time.monotonic() > deadline_s:
+                return False
+            self.tend_for(0.2)
+        return True
+
+    def stop(self) -> None:
+        """SIGTERM to all at once; whoever does not end in time is killed and counted."""
+        workers = [*self.workers.values(), *self.leaving]
+        for worker in workers:
+            worker.signal(signal.SIGCONT)
+            worker.signal(signal.SIGTERM)
+        for worker in workers:
+            self.slow += not worker.terminate()
+            self.exits[str(worker.process.returncode)] += worker.process.returncode != 0
+        self.workers.clear()
+        self.leaving.clear()
+
+    def kill(self) -> None:
+        """SIGKILL to all: a power cut, or the end of a failed test."""
+        for worker in [*self.workers.values(), *self.leaving]:
+            worker.kill()
+        self.leaving.clear()
+
+    # ------------------------------------------------------------------ data directories of workers that are down
+
+    def wipe(self, name: str) -> None:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def copy(self, name: str) -> None:
+        """Keep a copy to put back later."""
+        self._replace(self.folder / name, self.folder / f"{name}.old")
+
+    def has_copy(self, name: str) -> bool:
+        return (self.folder / f"{name}.old").exists()
+
+    def put_back(self, name: str) -> None:
+        """The data directory is as it was when the copy was taken."""
+        self._replace(self.folder / f"{name}.old", self.folder / name)
+
+    def _replace(self, source: Path, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        if source.exists():
+            shutil.copytree(source, target)
+
+    def run_ahead(self, name: str) -> int:
+        """Falsify stores: a position beyond the changelog, and one row that nobody wrote.
+
+        Returns:
+            How many stores were falsified.
+        """
+        count = 0
+        for current in sorted((self.folder / name / "state").glob("*/CURRENT")):
+            database = rocksdict.Rdict(str(current.parent), options=rocksdict.Options(raw_mode=True))
+            position = database.get(b"\0pos")
+            if position is not None:
+                ahead = int.from_bytes(position, "little", signed=True) + 1_000_000
+                database[b"\0pos"] = ahead.to_bytes(8, "little", signed=True)
+                database[b"u0"] = bytes(200)
+                database[TAMPERED_KEY] = b"1"
+                database.flush()
+                count += 1
+            database.close()
+        return count
+
+    # ------------------------------------------------------------------ what they said
+
+    def mismatches(self) -> int:
+        """How often a worker counted foreclick_position_mismatch_total."""
+        return sum(len(worker.said("foreclick_position_mismatch_total")) for worker in self.logs.values())
+
+    def last_words(self) -> Counter[str]:
+        """The fatal lines, numbers blotted out, with how often each was said."""
+        said: Counter[str] = Counter()
+        for worker in self.logs.values():
+            for line in worker.said("process ended"):
+                text = f"{line.get('error')}: {line.get('message')}"
+                said["".join("#" if letter.isdigit() else letter for letter in text)[:160]] += 1
+        return said

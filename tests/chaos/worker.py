@@ -1,0 +1,324 @@
+"""One worker process of the chaos rounds: the product's engine in a Faust app, with work that has no model.
+
+    python -m tests.chaos.worker --name A --bootstrap 127.0.0.1:9092 --app-id x --prefix x- --data-dir DIR
+
+A row is a user's count, last sequence, last source offset and a running hash; every prediction carries them, so
+one lost, repeated or reordered event shows in everything that follows. Switches end or stop the process at a
+named step of the protocol; ``--planted`` swaps in one bug of tests/chaos/planted.py, to prove that the oracle
+would see it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.app.base import BootStrategy
+
+from stream.broker.topics import describe
+from stream.engine import requirements
+from stream.engine.kafka_log import KafkaLog, TopicSet
+from stream.engine.service import Engine, EngineMetrics, Plan
+from stream.engine.store import Store
+from stream.logs import configure_logs
+from stream.settings import Settings, load_settings
+from stream.stage import Message, Rendered, Row
+
+INJECTED_EXIT = 9
+ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
+PADDING = bytes(168)  # a row of about 200 bytes: enough to fill segments, so that compaction has work
+
+OPENING_STEPS = (
+    *("fenced", "cleansed", "settled", "committed offset", "restoring", "restored", "verified", "opened"),
+    "closing",
+)
+BATCH_STEPS = ("scored", "outputs sent", "before commit", "committed", "applied")
+STEPS = OPENING_STEPS + BATCH_STEPS
+
+
+def say(event: str, **values: Any) -> None:
+    """One flushed line for whoever reads this worker's log."""
+    os.write(2, (json.dumps({"event": event, **values, "at_s": round(time.time(), 3)}) + "\n").encode())
+
+
+@dataclass
+class Trap:
+    """Ends or stops this process at a step.
+
+    Args:
+        step: its name, or ``any``.
+        skip: how often the step passes first.
+        probability: of each later passing; a step of the opening, which is rare, counts ten times.
+    """
+
+    action: str
+    step: str
+    skip: int
+    probability: float
+    chance: random.Random
+    sprung: bool = False
+
+    def __call__(self, step: str) -> None:
+        if self.sprung or self.step not in {step, "any"}:
+            return
+        if self.skip > 0:
+            self.skip -= 1
+            return
+        weight = 10 if self.step == "any" and step in OPENING_STEPS else 1
+        if self.chance.random() >= self.probability * weight:
+            return
+        self.sprung = True
+        if self.action == "exit":
+            say("injected exit", step=step)
+            os._exit(INJECTED_EXIT)
+        say("injected stop", step=step)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        say("continued", step=step)
+
+
+class CountingWork:
+    """Counts and hashes the events of each user; implements ``stream.stage.Work`` without a model."""
+
+    def __init__(self, topics: TopicSet, partition: int, predictions: str, dead_letters: str, sleep_s: float):
+        self._source = f"{topics.source_id.hex()}/{partition}"
+        self._partition = partition
+        self._predictions, self._dead_letters = predictions, dead_letters
+        self._sleep_s = sleep_s
+
+    @dataclass
+    class Records:
+        """The records, with each user once."""
+
+        keys: list[bytes]
+        records: Sequence[Any]
+
+    def decode(self, records: Sequence[Any]) -> Records:
+        return self.Records(list({record.key for record in records}), records)
+
+    def fold(self, decoded: Records, rows: list[bytes | None], now_ms: int) -> Rendered:
+        state = dict(zip(decoded.keys, rows, strict=True))
+        predictions: list[Message] = []
+        dead: list[Message] = []
+        for record in decoded.records:
+            key, value, name = record.key, record.value, record.key.decode()
+            if value is None:
+                state[key] = None
+                continue
+            place = f"{self._source}/{record.offset}"
+            try:
+                sequence = json.loads(value)["seq"]
+            except ValueError:
+                dead.append((key, value, [("ce_id", f"{place}/dead/{name}".encode())]))
+                continue
+            raw = state[key]
+            count, _, _, digest = ROW.unpack_from(raw) if raw else (0, 0, 0, bytes(8))
+            digest = blake2b(digest + key + sequence.to_bytes(8, "little"), digest_size=8).digest()
+            count += 1
+            state[key] = ROW.pack(count, sequence, record.offset, digest) + PADDING
+            said = {
+                "partition": self._partition,
+                "offset": record.offset,
+                "user": name,
+                "seq": sequence,
+                "count": count,
+                "hash": digest.hex(),
+            }
+            identity = ("ce_id", f"{place}/prediction/{name}".encode())
+            predictions.append((key, json.dumps(said).encode(), [identity]))
+        watermark_ms = max(record.timestamp for record in decoded.records) if decoded.records else 0
+        messages = {self._predictions: predictions, self._dead_letters: dead}
+        return Rendered(messages, list(state.items()), watermark_ms, counts=len(decoded.records))
+
+    async def score(self, folded: Rendered) -> None:
+        await asyncio.sleep(self._sleep_s)  # the model's time: faults hit in the middle of batches
+
+    def render(self, folded: Rendered, scores: None) -> Rendered:
+        return folded
+
+    def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
+        pass
+
+
+class _Tracked(dict[str, Iterable[Message]]):
+    """Messages by topic that tell when all of them have been handed to the producer."""
+
+    def __init__(self, messages: Mapping[str, Iterable[Message]], probe: Trap | Any):
+        super().__init__(messages)
+        self._probe = probe
+
+    def items(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().items()
+        self._probe("outputs sent")
+
+
+class ProbedLog(KafkaLog):
+    """The product's log, with two more places to fail, both inside an open transaction."""
+
+    probe: Any = staticmethod(lambda step: None)
+
+    async def commit(
+        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
+    ) -> int:
+        return await super().commit(_Tracked(messages, self.probe), rows, next_offset)
+
+    async def before_commit(self) -> None:
+        self.probe("before commit")
+
+
+class SaidMetrics(EngineMetrics):
+    """The counter that excuses a repeat, as a line in the log."""
+
+    def __init__(self) -> None:
+        self.mismatches = 0
+
+    def position_mismatch(self) -> None:
+        self.mismatches += 1
+        say("foreclick_position_mismatch_total", value=self.mismatches)
+
+
+class Boot(BootStrategy):  # type: ignore[misc]
+    """As the product's: the engine after Faust's own services, Faust's consumer off."""
+
+    enable_kafka_consumer = False
+
+    def server(self) -> Iterable[Any]:
+        yield from super().server()
+        yield self.app.engine
+
+
+class ChaosApp(faust.App):  # type: ignore[misc]
+    """A Faust app whose hot path is the engine."""
+
+    BootStrategy = Boot
+    engine: Engine
+
+
+def topic_set(settings: Settings) -> TopicSet:
+    """The four topics of a round, as the broker has them."""
+    client = settings.kafka.librdkafka()
+    source, changelog = describe(client, settings.clicks_topic), describe(client, settings.changelog_topic)
+    outputs = [describe(client, name) for name in (settings.predictions_topic, settings.dead_letters_topic)]
+    return TopicSet(
+        source=source.name,
+        source_id=source.topic_id,
+        changelog=changelog.name,
+        changelog_id=changelog.topic_id,
+        outputs={topic.name: topic.partitions for topic in outputs},
+        tombstone_retention_ms=changelog.delete_retention_ms,
+    )
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.worker", description=__doc__)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--app-id", required=True)
+    parser.add_argument("--prefix", required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--session-timeout-ms", type=int, default=4000)
+    parser.add_argument("--on-position-mismatch", default="open")
+    parser.add_argument("--sleep-ms", type=float, default=5)
+    parser.add_argument("--batch", type=int, default=4096, help="events in a micro-batch at most")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--exit-at", choices=(*STEPS, "any"))
+    parser.add_argument("--exit-after", type=int, default=0, help="how often the step passes first")
+    parser.add_argument("--exit-probability", type=float, default=1.0)
+    parser.add_argument("--stop-at", choices=(*STEPS, "any"), help="SIGSTOP to itself, once")
+    parser.add_argument("--stop-after", type=int, default=0)
+    parser.add_argument("--stop-probability", type=float, default=1.0)
+    parser.add_argument("--planted", help="a bug of tests/chaos/planted.py")
+    return parser.parse_args(arguments)
+
+
+def create_app(options: argparse.Namespace) -> ChaosApp:
+    """The app of one worker, composed as stream/app.py does it."""
+    requirements.check()
+    requirements.quicken_transactions()
+    configure_logs("json", "info")
+    settings = load_settings(
+        {},
+        app_id=options.app_id,
+        topics__prefix=options.prefix,
+        kafka__bootstrap_servers=options.bootstrap,
+        kafka__session_timeout_ms=options.session_timeout_ms,
+        data_dir=options.data_dir,
+        max_batch_size=options.batch,
+        on_position_mismatch=options.on_position_mismatch,
+    )
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes only the last folder of a path
+    chance = random.Random(options.seed)
+    traps = [
+        Trap(action, step, skip, probability, chance)
+        for action, step, skip, probability in (
+            ("exit", options.exit_at, options.exit_after, options.exit_probability),
+            ("stop", options.stop_at, options.stop_after, options.stop_probability),
+        )
+        if step is not None
+    ]
+
+    def probe(step: str) -> None:
+        if step == "opened":
+            say("opened")
+        for trap in traps:
+            trap(step)
+
+    async def prepare() -> Plan:
+        topics = await asyncio.to_thread(topic_set, settings)
+
+        def make_work(partition: int, store: Store) -> CountingWork:
+            return CountingWork(
+                topics,
+                partition,
+                settings.predictions_topic,
+                settings.dead_letters_topic,
+                options.sleep_ms / 1000,
+            )
+
+        return Plan(topics, make_work)
+
+    app = ChaosApp(
+        f"{settings.app_id}-low",
+        broker="aiokafka://" + settings.kafka.bootstrap_servers,
+        store="memory://",
+        datadir=settings.data_dir / "faust",
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        stream_wait_empty=False,
+    )
+    engine = app.engine = Engine(settings, prepare, metrics=SaidMetrics(), probe=probe)
+    log_class: type[ProbedLog] = ProbedLog
+    if options.planted:
+        from tests.chaos.planted import plant
+
+        log_class, engine.partition_class = plant(options.planted)
+    log_class.probe = staticmethod(probe)
+    engine.log_class = log_class
+    return app
+
+
+def main() -> None:
+    """Run the worker as `faust -A ... worker` would."""
+    app = create_app(parse(sys.argv[1:]))
+    sys.argv = [sys.argv[0], "worker", "-l", "error", "--without-web"]
+    app.main()
+
+
+if __name__ == "__main__":
+    # planted.py subclasses what is defined here: under its own name, not a second time as __main__
+    from tests.chaos.worker import main as run
+
+    run()

@@ -25,7 +25,7 @@ from stream.engine.kafka_log import TopicSet
 from stream.engine.partition import State
 from stream.engine.scorer import Scorer
 from stream.engine.service import Engine, Plan
-from stream.engine.store import Store
+from stream.engine.store import Store, make_data_dir
 from stream.engine.tables import StateTable
 from stream.errors import TopicError
 from stream.formats import record_adapter
@@ -247,6 +247,7 @@ def create_app(settings: Settings) -> ForeclickApp:
     requirements.check()
     requirements.quicken_transactions()
     configure_logs(settings.log_format, settings.log_level)
+    make_data_dir(settings.data_dir)
     app = ForeclickApp(
         f"{settings.app_id}-low",  # Faust's own group: its agents must not share the engine's
         broker="aiokafka://" + settings.kafka.bootstrap_servers.replace(",", ";"),
@@ -260,6 +261,13 @@ def create_app(settings: Settings) -> ForeclickApp:
     app.clicks = Clicks(settings)
     app.table = StateTable(app, app.clicks.engine, read, name="state", partitions=settings.topics.partitions)
     return app
+
+
+def run_worker(settings: Settings) -> None:
+    """Run the worker until SIGTERM or SIGINT; the process exits with 0 after the open transactions have ended."""
+    worker = faust.Worker(create_app(settings), redirect_stdouts=False, override_logging=False)
+    worker.spinner = None  # it writes to standard output, which is not Faust's
+    worker.execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

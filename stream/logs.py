@@ -4,8 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import structlog
+
+
+QUIET_S = 10.0
+
+
+class OnceInAWhile(logging.Filter):
+    """Lets a library say the same thing once in ten seconds: a broker that starts is asked twenty times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_s: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now_s, what = time.monotonic(), (record.name, str(record.msg))
+        if now_s - self._said_s.get(what, -QUIET_S) < QUIET_S:
+            return False
+        self._said_s[what] = now_s
+        return True
 
 
 def configure_logs(log_format: str = "auto", level: str = "info") -> None:
@@ -26,6 +45,7 @@ def configure_logs(log_format: str = "auto", level: str = "info") -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    handler.addFilter(OnceInAWhile())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))

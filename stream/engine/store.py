@@ -65,10 +65,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._db = rocksdict.Rdict(str(self.folder), options=options)
         except OSError as error:
-            raise StoreError(
-                f"Data directory {self.folder} cannot be written: {error.strerror}. "
-                "Set FORECLICK_DATA_DIR to a folder of this user with free space."
-            ) from error
+            raise StoreError(_not_writable(self.folder, error)) from error
         except Exception as error:  # rocksdict raises bare Exception with RocksDB's status as text
             text = str(error)
             if "lock" in text.lower():
@@ -163,20 +160,36 @@ class Store:
         database.close()
 
 
+def make_data_dir(folder: Path) -> None:
+    """Create a data directory.
+
+    Raises:
+        StoreError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(_not_writable(folder, error)) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> str:
+    return (
+        f"Data directory {folder} cannot be written: {error.strerror}. Set FORECLICK_DATA_DIR to a folder of this user "
+        "with free space."
+    )
+
+
 def lock_data_dir(folder: Path) -> IO[str]:
     """Hold a data directory for this process alone; the lock ends with the process.
 
     Raises:
         StoreError: another worker holds it, or the folder cannot be written.
     """
+    make_data_dir(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         held = (folder / "worker.lock").open("a+")
     except OSError as error:
-        raise StoreError(
-            f"Data directory {folder} cannot be written: {error.strerror}. Set FORECLICK_DATA_DIR to a folder of "
-            "this user with free space."
-        ) from error
+        raise StoreError(_not_writable(folder, error)) from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -16,7 +16,6 @@ from math import log1p
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from models.columns import WINDOW, Columns
 from models.features import padded_rows
@@ -31,52 +30,68 @@ _SESSION_LOG_GAP = log1p(1800.0)
 _LOOP_LAGS = (2, 3, 4, 5)
 
 
+def _bits(flags: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """32 flags a row, in any shape, as one number a row: counting its bits is ten times faster than a sum."""
+    return np.packbits(flags).view(np.uint32)
+
+
+# Row c: which slots of a window with c events hold an event that has another one ``lag`` before it in the window.
+_PAIRED = {
+    lag: _bits(np.arange(WINDOW) >= lag + WINDOW - np.arange(WINDOW + 1)[:, None]) for lag in (1, *_LOOP_LAGS)
+}
+
+
 def predictability_statistics(columns: Columns) -> NDArray[np.float32]:
     """The three statistics of each event's window, (N, 3), without unit; NaN where the window is too short.
 
     ``regular_gaps``: minus the log of the spread of the log gaps within sessions. ``action_loop``: how much better
     the action 2 to 5 events ago agrees than the last one. ``same_items``: the share of repeats among the items.
     """
-    n = len(columns["action"])
-    rows = padded_rows(n)
-    count = torch.zeros(rows)
-    count[:n] = torch.from_numpy(columns["window_count"].astype("f4"))
-    slot = torch.arange(WINDOW)
-    # The oldest slot has no gap inside the window, and the first event ever has none at all.
-    follows = slot > (WINDOW - count)[:, None]
+    count = columns["window_count"].astype(np.int64)
 
-    gap = _padded(columns["window_log_gap"], rows, "f4")
-    inside = (follows & (gap < _SESSION_LOG_GAP)).float()
-    gaps = inside.sum(dim=1)
-    safe = gaps.clamp_min(1.0)
-    mean = (gap * inside).sum(dim=1) / safe
-    deviation = (gap - mean[:, None]) * inside
-    spread = torch.sqrt((deviation * deviation).sum(dim=1) / safe)
-    regular = torch.where(gaps >= 4, -torch.log(spread + 0.02), torch.nan)
-
-    action = _padded(columns["window_action"], rows, "u1")
-    agreement = [_agreement(action, count, lag) for lag in (1, *_LOOP_LAGS)]
-    loop = torch.stack(agreement[1:]).amax(dim=0) - agreement[0]
-    loop = torch.where(count >= 8, loop, torch.nan)
+    action = columns["window_action"]
+    agreement = [
+        np.bitwise_count(_bits(_equals_earlier(action, lag)) & _PAIRED[lag].take(count))
+        / np.maximum(count - lag, 1).astype(np.float32)
+        for lag in (1, *_LOOP_LAGS)
+    ]
+    loop = np.where(count >= 8, np.maximum.reduce(agreement[1:]) - agreement[0], np.nan)
 
     item = np.sort(columns["window_item"], axis=1)
-    held = (item != 0).sum(axis=1)
-    distinct = ((item[:, 1:] != item[:, :-1]) & (item[:, 1:] != 0)).sum(axis=1) + (item[:, 0] != 0)
-    same = np.where(held >= 4, 1 - distinct / np.maximum(held, 1), np.nan).astype("f4")
-    return np.stack([regular[:n].numpy(), loop[:n].numpy(), same], axis=1)
+    repeated = _equals_earlier(item, 1)
+    repeated[:, 0] = False
+    named = _bits(item != 0)
+    items, repeats = np.bitwise_count(named), np.bitwise_count(named & _bits(repeated))
+    same = np.where(items >= 4, repeats / np.maximum(items, 1), np.nan)
+
+    return np.stack([_regularity(columns, count), loop, same], axis=1, dtype=np.float32, casting="unsafe")
 
 
-def _padded(values: NDArray, rows: int, dtype: str) -> Tensor:
-    out = np.zeros((rows, values.shape[1]), dtype)
-    out[: len(values)] = values
-    return torch.from_numpy(out)
+def _equals_earlier(values_NW: NDArray, lag: int) -> NDArray[np.bool_]:
+    """Whether each slot equals the one ``lag`` before; the first ``lag`` slots of a row mean nothing."""
+    flat = values_NW.reshape(-1)
+    equal = np.zeros(flat.shape, np.bool_)
+    np.equal(flat[lag:], flat[:-lag], out=equal[lag:])
+    return equal.reshape(values_NW.shape)
 
 
-def _agreement(action_NW: Tensor, count_N: Tensor, lag: int) -> Tensor:
-    """The share of events whose action equals the one ``lag`` events before."""
-    equal = action_NW[:, lag:] == action_NW[:, :-lag]
-    both = torch.arange(WINDOW - lag) >= (WINDOW - count_N)[:, None]
-    return (equal & both).sum(dim=1) / (count_N - lag).clamp_min(1.0)
+def _regularity(columns: Columns, count: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Minus the log of the standard deviation of log gaps within sessions; NaN below 4 gaps. On whole tiles."""
+    n, rows = len(count), padded_rows(len(count))
+    gap = torch.zeros(rows, WINDOW)
+    gap[:n] = torch.from_numpy(columns["window_log_gap"])
+    # The oldest slot has no gap inside the window, and the first event ever has none at all.
+    slot = torch.arange(WINDOW, dtype=torch.int16)
+    inside = gap < _SESSION_LOG_GAP
+    inside[:n] &= slot > torch.from_numpy((WINDOW - count).astype(np.int16))[:, None]
+    gaps = np.bitwise_count(_bits(inside.numpy()))
+    number = torch.from_numpy(np.maximum(gaps, 1).astype(np.float32))
+    kept = gap.mul_(inside)
+    mean = kept.sum(dim=1) / number
+    variance = (kept * kept).sum(dim=1) / number - mean * mean
+    # 0.02 is a spread that only machines have; below it all are alike.
+    regularity = -torch.log(torch.sqrt(variance.clamp_min_(0.0)) + 0.02)
+    return np.where(gaps >= 4, regularity.numpy(), np.float32(np.nan))[:n]
 
 
 def bucket_of(life_events: NDArray) -> NDArray[np.int64]:
@@ -170,13 +185,15 @@ def _quantiles(values: NDArray, members: list[NDArray]) -> NDArray[np.float64]:
 
 def _score(values: NDArray, bucket: NDArray, table: NDArray[np.float64]) -> NDArray[np.float64]:
     """The level of each value in its bucket's table; beyond the last level it rises towards 1 for ever."""
-    score = np.empty(len(values))
-    for b in range(BUCKETS):
-        chosen = np.flatnonzero(bucket == b)
-        if not len(chosen):
-            continue
-        mine, usual = values[chosen].astype(np.float64), table[b]
-        beyond = np.maximum(mine - usual[-1], 0.0) / (usual[-1] - usual[-9] + 1e-3)
-        level = np.interp(mine, usual, LEVELS)
-        score[chosen] = np.where(beyond > 0, 1 - (1 - LEVELS[-1]) / (1 + beyond), level)
-    return score
+    # A binary search in every value's own row: five steps cover the 32 levels.
+    flat, first = table.ravel(), bucket * len(LEVELS)
+    position = np.zeros(len(values), np.int64)
+    for stride in (16, 8, 4, 2, 1):
+        further = np.minimum(position + stride, len(LEVELS) - 2)
+        position = np.where(flat.take(first + further) <= values, further, position)
+    low, high = flat.take(first + position), flat.take(first + position + 1)
+    part = np.clip((values - low) / (high - low), 0.0, 1.0)
+    level = LEVELS.take(position) + part * (LEVELS.take(position + 1) - LEVELS.take(position))
+    last = table[:, -1].take(bucket)
+    beyond = np.maximum(values - last, 0.0) / (last - table[:, -9].take(bucket) + 1e-3)
+    return np.where(beyond > 0, 1 - (1 - LEVELS[-1]) / (1 + beyond), level)

@@ -20,75 +20,70 @@ _LOG_2PI = log(2 * pi)
 
 
 @dataclass(frozen=True)
-class HeadOutputs:
-    """Raw outputs for N states, before any softmax.
-
-    ``action_NA``, ``category_NV`` (index 0 = unseen), ``slot_NW`` (the pointer's, newest slot last), ``gate_N``
-    (weight of the pointer), ``purchase_N`` are logits; ``gap_3CN`` holds weights, means and spreads.
+class SmallHeads:
+    """For N states: ``action_NA``, ``purchase_N`` and ``slot_NW`` (of the pointer, newest slot last; -1e9 where the
+    slot holds no category) are logits; ``share_N`` is the pointer's share, 0 if the window holds no category.
     """
 
     action_NA: Tensor
-    category_NV: Tensor
-    slot_NW: Tensor
-    gate_N: Tensor
-    purchase_N: Tensor
     gap: GapMixture
+    purchase_N: Tensor
+    share_N: Tensor
+    slot_NW: Tensor
 
 
 class Heads(nn.Module):
-    """Linear heads on the hidden state; all small ones are one matrix product."""
+    """Linear heads on the hidden state; all but the vocabulary's are one matrix product."""
 
     def __init__(self, hidden: int, n_actions: int, n_categories: int) -> None:
         super().__init__()
         self.n_actions = n_actions
-        used = n_actions + 3 * COMPONENTS + 2 + WINDOW
-        self.small = nn.Linear(hidden, used)
+        gap = slice(n_actions, n_actions + 3 * COMPONENTS)
+        self.small = nn.Linear(hidden, gap.stop + 2 + WINDOW)
         self.category = nn.Linear(hidden, n_categories + 1)
         self.content = nn.Parameter(torch.tensor(0.5))
         with torch.no_grad():
             # A newer event is likelier to be returned to: begin with a gentle decay.
             self.small.bias[-WINDOW:] = torch.arange(WINDOW) * 0.1
-            self.small.bias[n_actions : n_actions + 3 * COMPONENTS] = torch.tensor(
-                [0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0]
-            )
+            self.small.bias[gap] = torch.tensor([0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0])
 
-    def forward(self, hidden_NH: Tensor) -> HeadOutputs:
-        """All heads of N hidden states."""
-        small = self.small(hidden_NH)
+    def read(self, small_NK: Tensor, held_NW: Tensor) -> SmallHeads:
+        """Name the parts of what ``small`` gave.
+
+        Args:
+            small_NK: output of ``small``.
+            held_NW: bool, false for an empty slot of the window or an event without category.
+        """
         A, G = self.n_actions, self.n_actions + 3 * COMPONENTS
-        # Contiguous pieces: a vectorised function may round a strided row's last elements otherwise.
-        weight, mean, spread = small[:, A:G].t().contiguous().chunk(3)
-        rest = small[:, G : G + 2].t().contiguous()
-        return HeadOutputs(
-            action_NA=small[:, :A].contiguous(),
-            category_NV=self.category(hidden_NH),
-            slot_NW=small[:, G + 2 :].contiguous(),
-            gate_N=rest[1],
-            purchase_N=rest[0],
-            gap=GapMixture(weight, mean, spread),
+        # Contiguous: a vectorised function may round the last elements of a strided row otherwise.
+        parts = small_NK[:, A : G + 2].t().contiguous()
+        return SmallHeads(
+            action_NA=small_NK[:, :A].contiguous(),
+            gap=GapMixture.of(*parts[:-2].chunk(3)),
+            purchase_N=parts[-2],
+            share_N=torch.sigmoid(parts[-1]) * held_NW.any(dim=1),
+            slot_NW=torch.where(held_NW, small_NK[:, G + 2 :], -1e9),
         )
 
     def mix(
-        self, outputs: HeadOutputs, slot_index_NW: Tensor, slot_held_NW: Tensor
+        self, category_NV: Tensor, slot_NW: Tensor, share_N: Tensor, index_NW: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Share the probability of the next category between the vocabulary and the window.
 
         Args:
-            outputs: of ``forward`` for N states.
-            slot_index_NW: int64, vocabulary index of each window slot, 0 = unseen.
-            slot_held_NW: bool, false for an empty slot or an event without category.
+            category_NV: logits of the vocabulary, index 0 = unseen.
+            slot_NW, share_N: of ``read``.
+            index_NW: int64, vocabulary index of each window slot, 0 = unseen.
 
         Returns:
-            vocabulary_NV and pointer_NW; a row of both sums to 1. A window without any category gives
-            the pointer nothing.
+            vocabulary_NV and pointer_NW; a row of both sums to 1.
         """
-        slots = outputs.slot_NW + self.content * outputs.category_NV.gather(1, slot_index_NW)
-        pointer = torch.softmax(slots.masked_fill(~slot_held_NW, -1e9), dim=1)
-        share = torch.sigmoid(outputs.gate_N) * slot_held_NW.any(dim=1)
-        vocabulary = torch.softmax(outputs.category_NV, dim=1)
-        return vocabulary * (1 - share)[:, None], pointer * slot_held_NW * share[:, None]
+        share_N1 = share_N[:, None]
+        pointer = torch.softmax(slot_NW + self.content * category_NV.gather(1, index_NW), dim=1)
+        return torch.softmax(category_NV, dim=1) * (1 - share_N1), pointer * share_N1
 
 
+@dataclass(frozen=True)
 class GapMixture:
     """The time to the next event as a mixture of three log-normals, N states at once.
 
@@ -96,19 +91,27 @@ class GapMixture:
     clocks and buffers of shops make gaps of zero.
     """
 
-    def __init__(self, weight_CN: Tensor, mean_CN: Tensor, spread_CN: Tensor) -> None:
-        """Take raw outputs: log-odds of the components, means of y, and spreads before their positive map."""
-        top = weight_CN.amax(dim=0)
-        shifted = torch.exp(weight_CN - top)
-        self.weight_CN = shifted / (shifted[0] + shifted[1] + shifted[2])
-        self.mean_CN = mean_CN
-        self.sigma_CN = nn.functional.softplus(spread_CN) + _MIN_SIGMA
+    weight_CN: Tensor
+    mean_CN: Tensor
+    sigma_CN: Tensor
+
+    @classmethod
+    def of(cls, weight_CN: Tensor, mean_CN: Tensor, spread_CN: Tensor) -> GapMixture:
+        """From raw outputs: log-odds of the components, means of y, and spreads before their positive map."""
+        shifted = torch.exp(weight_CN - weight_CN.amax(dim=0))
+        return cls(
+            shifted / (shifted[0] + shifted[1] + shifted[2]),
+            mean_CN,
+            nn.functional.softplus(spread_CN) + _MIN_SIGMA,
+        )
+
+    def since(self, first: int) -> GapMixture:
+        """The states from number ``first`` on."""
+        return GapMixture(self.weight_CN[:, first:], self.mean_CN[:, first:], self.sigma_CN[:, first:])
 
     def survival(self, y_N: Tensor | float) -> Tensor:
         """The probability that the next event comes later than exp(y) seconds."""
-        z = (y_N - self.mean_CN) / (self.sigma_CN * sqrt(2))
-        tail = self.weight_CN * torch.erfc(z)
-        return 0.5 * (tail[0] + tail[1] + tail[2])
+        return _survival(y_N, 0.5 * self.weight_CN, self.mean_CN, self.sigma_CN * sqrt(2))
 
     def log_likelihood(self, y_N: Tensor) -> Tensor:
         """Log density of y above the floor, log probability of the lump at it."""
@@ -119,12 +122,19 @@ class GapMixture:
         # 1e-12 bounds the surprise of one gap at 27.6 nats and keeps its gradient finite.
         return torch.log(torch.where(y_N > 0, above, at_floor).clamp_min(1e-12))
 
-    def median(self, iterations: int = 12) -> Tensor:
+    def median(self, iterations: int = 11) -> Tensor:
         """The y that half of the probability lies below, to (spread of the means) / 2**iterations."""
+        half_weight, scale = 0.5 * self.weight_CN, self.sigma_CN * sqrt(2)
         # A mixture's median lies between the least and the greatest median of its parts.
-        low, high = self.mean_CN.amin(dim=0), self.mean_CN.amax(dim=0)
+        low = self.mean_CN.amin(dim=0)
+        width = self.mean_CN.amax(dim=0) - low
         for _ in range(iterations):
-            middle = 0.5 * (low + high)
-            later = self.survival(middle) > 0.5
-            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-        return (0.5 * (low + high)).clamp_min(0.0)
+            width = width * 0.5
+            middle = low + width
+            low = torch.where(_survival(middle, half_weight, self.mean_CN, scale) > 0.5, middle, low)
+        return (low + 0.5 * width).clamp_min(0.0)
+
+
+def _survival(y_N: Tensor | float, half_weight_CN: Tensor, mean_CN: Tensor, scale_CN: Tensor) -> Tensor:
+    tail = half_weight_CN * torch.erfc((y_N - mean_CN) / scale_CN)
+    return tail[0] + tail[1] + tail[2]

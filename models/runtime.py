@@ -12,7 +12,7 @@ padded with rows that nobody reads; the engine measures at start which tile size
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import log
 
 import numpy as np
@@ -108,6 +108,13 @@ class StepEngine:
                 f"Model {self.artefact.name}/{self.artefact.version} has {len(self.artefact.categories)} categories, "
                 f"the engine ranks at most {(1 << _KEY_BITS) - WINDOW - 2}. Train it with fewer."
             )
+        # The vocabulary's logits get 32 more columns that are never likely: the pointer's share of categories
+        # outside the vocabulary is added there, in place.
+        category = self.network.heads.category
+        self._category_weight = torch.zeros(category.in_features, columns, device=device)
+        self._category_weight[:, :-WINDOW] = category.weight.detach().t()
+        self._category_bias = torch.full((columns,), -1e9, device=device)
+        self._category_bias[:-WINDOW] = category.bias.detach()
         self._rank = torch.arange(columns - 1, -1, -1, dtype=torch.int32, device=device)
         self._log_horizon = log(self.artefact.churn_horizon_s)
         with torch.inference_mode():
@@ -124,13 +131,20 @@ class StepEngine:
         def results(size: int) -> Tensor:
             tiles = range(0, len(rows), size)
             after = torch.cat([layer.step(rows[t : t + size], state[t : t + size]) for t in tiles])
-            hidden = after[:, : layer.hidden]
-            out = [self.network.heads(hidden[t : t + size]) for t in tiles]
-            return torch.cat([after] + [torch.cat([getattr(o, name) for o in out]) for name in
-                                        ("action_NA", "category_NV", "slot_NW")], dim=1)
+            hidden = after[:, : layer.hidden].contiguous()
+            small = torch.cat([self._small_heads(hidden[t : t + size]) for t in tiles])
+            category = torch.cat([self._category_logits(hidden[t : t + size]) for t in tiles])
+            return torch.cat([after, small, category], dim=1)
 
         small = results(TILE_ROWS)
         return tuple(size for size in _TILE_SIZES if torch.equal(results(size), small))
+
+    def _small_heads(self, hidden_NH: Tensor, out: Tensor | None = None) -> Tensor:
+        small = self.network.heads.small
+        return torch.addmm(small.bias, hidden_NH, small.weight.t(), out=out)
+
+    def _category_logits(self, hidden_NH: Tensor) -> Tensor:
+        return torch.addmm(self._category_bias, hidden_NH, self._category_weight)
 
     def _tiled(self, start: int, stop: int) -> Iterator[slice]:
         """Cut whole tiles out of [start, stop), the largest first; the length is a multiple of 64."""
@@ -161,9 +175,23 @@ class StepEngine:
             return self._step(state, window_category, columns)
 
     def _step(self, state: NDArray[np.float16], window_category: NDArray[np.uint32], columns: Columns) -> StepResult:
+        if not len(columns["action"]):
+            return self._nothing(state)
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
             return _Step(self, state, window_category, columns).run()
+
+    def _nothing(self, state: NDArray[np.float16]) -> StepResult:
+        none = np.zeros(0, np.float32)
+        width = {"next_action": len(self.artefact.actions), "terms": 3, "statistics": 3,
+                 "top_category_probability": TOP_CATEGORIES}  # fmt: skip
+        floats = {field.name: none.reshape(0, *filter(None, [width.get(field.name)])) for field in fields(StepResult)}
+        return StepResult(**floats | {
+            "state": state.copy(),
+            "top_category": np.zeros((0, TOP_CATEGORIES), np.uint32),
+            "hidden_state": state[:, : self.network.trunk.hidden],
+            "event_slot": np.zeros(0, np.int64),
+        })  # fmt: skip
 
 
 class _Step:
@@ -187,13 +215,13 @@ class _Step:
         """Give every event its place: waves one after another, each padded to whole tiles."""
         row, wave = self.columns["row"], self.columns["wave"]
         order = np.argsort(wave, kind="stable")
-        sizes = np.bincount(wave) if self.M else np.zeros(0, np.int64)
+        sizes = np.bincount(wave)
         padded = np.array([padded_rows(size) for size in sizes], np.int64)
         self.wave_ends = np.cumsum(padded)
         offset = np.repeat(self.wave_ends - padded - (np.cumsum(sizes) - sizes), sizes)
         place = np.empty(self.M, np.int64)
         place[order] = np.arange(self.M) + offset
-        self.P = int(self.wave_ends[-1]) if self.M else 0
+        self.P = int(self.wave_ends[-1])
         # The event before each event of the same row, as a slot: rows first, then places of events.
         by_row = np.lexsort((wave, row))
         first = wave[by_row] == 0
@@ -210,20 +238,16 @@ class _Step:
         source[self.place] = torch.arange(self.M)
         previous = torch.zeros(self.P, dtype=torch.int64)
         previous[self.place] = torch.from_numpy(self.before)
-        made = inputs(self.columns, self.artefact.features).to(self.device)
-        x = self.network.embed(made).index_select(0, source.to(self.device))
-        gates = torch.empty(self.P, 4 * self.network.trunk.hidden, device=self.device)
-        for tile in self.engine._tiled(0, self.P):
-            gates[tile] = self.network.trunk.project(x[tile])
+        x = self.network.embed(inputs(self.columns, self.artefact.features).to(self.device))
         states = torch.empty(self.B + self.P, S, dtype=torch.float16, device=self.device)
         states[: self.B] = torch.from_numpy(self.state).to(self.device)
-        previous = previous.to(self.device)
+        source, previous = source.to(self.device), previous.to(self.device)
         finite = torch.zeros((), device=self.device)
         start = 0
         for end in self.wave_ends.tolist():
             for tile in self.engine._tiled(start, end):
                 old = states.index_select(0, previous[tile]).float()
-                new = self.network.trunk.advance(gates[tile], old)
+                new = self.network.trunk.step(x.index_select(0, source[tile]), old)
                 finite += new.sum()
                 states[self.B + tile.start : self.B + tile.stop] = new.clamp_(-HALF_MAX, HALF_MAX)
             start = end
@@ -253,34 +277,48 @@ class _Step:
         codes[: self.B], codes[rows : rows + self.M] = self.window_category, columns["window_category"]
         index = self.artefact.categories.index_of(codes)
         index_SW, codes_SW = self._tensor(index), self._tensor(codes.view(np.int32))
-        slots_S = self._tensor(slots)
-        terms = torch.empty(3, rows + events, device=self.device)
-        answers = torch.empty(3, events, device=self.device)
-        next_action = torch.empty(events, len(self.artefact.actions), device=self.device)
+        slots_S, held_SW = self._tensor(slots), codes_SW != 0
+        hidden_SH = torch.empty(rows + events, H, device=self.device)
+        small_SK = torch.empty(rows + events, heads.small.out_features, device=self.device)
+        for tile in self.engine._tiled(0, rows + events):
+            hidden_SH[tile] = self.states.index_select(0, slots_S[tile])[:, :H]
+            self.engine._small_heads(hidden_SH[tile], out=small_SK[tile])
+        out = heads.read(small_SK, held_SW)
+        log_action = torch.log_softmax(out.action_NA, dim=1)
+
+        named = torch.empty(rows + events, device=self.device)
         top_code = np.empty((events, TOP_CATEGORIES), np.uint32)
         top_probability = np.empty((events, TOP_CATEGORIES), np.float32)
         for part, tile in self._parts(rows, events):
-            state = self.states.index_select(0, slots_S[tile])
-            out = heads(state[:, :H].float())
-            log_action = torch.log_softmax(out.action_NA, dim=1)
-            held = codes_SW[tile] != 0
-            vocabulary, pointer = heads.mix(out, index_SW[tile], held)
-            terms[0, tile] = -log_action.gather(1, target.action[tile, None])[:, 0]
-            named = vocabulary.gather(1, target.category_index[tile, None])[:, 0]
-            named += (pointer * (codes_SW[tile] == target.category_code[tile, None])).sum(dim=1)
-            # 1e-9 bounds the surprise of one category at 20.7 nats.
-            terms[1, tile] = -torch.log(named.clamp_min_(1e-9)) * (target.category_code[tile] != 0)
-            terms[2, tile] = -out.gap.log_likelihood(target.log_gap_s[tile]) * target.has_gap[tile]
-            if part is None:
-                continue
-            next_action[part] = torch.exp(log_action)
-            answers[0, part] = torch.sigmoid(out.purchase_N)
-            answers[1, part] = out.gap.survival(self.engine._log_horizon)
-            answers[2, part] = torch.exp(out.gap.median())
-            top_code[part], top_probability[part] = self._top(
-                vocabulary, pointer, index_SW[tile], index[tile], codes[tile]
-            )
-        return self._result(next_event, terms, answers, next_action, top_code, top_probability)
+            logits = self.engine._category_logits(hidden_SH[tile])
+            vocabulary, pointer = heads.mix(logits, out.slot_NW[tile], out.share_N[tile], index_SW[tile])
+            by_vocabulary = vocabulary.gather(1, target.category_index[tile, None])[:, 0]
+            pointed = codes_SW[tile] == target.category_code[tile, None]
+            named[tile] = by_vocabulary + torch.where(pointed, pointer, 0.0).sum(dim=1)
+            if part is not None:
+                top_code[part], top_probability[part] = self._top(
+                    vocabulary, pointer, index_SW[tile], index[tile], codes[tile]
+                )
+        # 1e-9 bounds the surprise of one category at 20.7 nats.
+        terms = (
+            -log_action.gather(1, target.action[:, None])[:, 0],
+            -torch.log(named.clamp_min_(1e-9)) * (target.category_code != 0),
+            -out.gap.log_likelihood(target.log_gap_s) * target.has_gap,
+        )
+        gap = out.gap.since(rows)
+        answers = (
+            torch.sigmoid(out.purchase_N[rows:]),
+            gap.survival(self.engine._log_horizon),
+            torch.exp(gap.median()),
+        )
+        return self._result(
+            next_event,
+            torch.stack(terms),
+            torch.stack(answers),
+            torch.exp(log_action)[rows:],
+            top_code,
+            top_probability,
+        )
 
     def _parts(self, rows: int, events: int) -> Iterator[tuple[slice | None, slice]]:
         """Tiles of states: of rows (no answer wanted), then of events, with their place among the events."""
@@ -316,7 +354,8 @@ class _Step:
         Probability (6 decimals) and column are packed into one integer, so that one vectorised sort of integers
         ranks a row and breaks ties the same way everywhere; torch.topk takes three times as long.
         """
-        size, V1 = vocabulary.shape
+        columns = vocabulary.shape[1]
+        V1 = columns - WINDOW
         column = index_NW
         unseen = (index == 0) & (codes != 0)
         odd = np.flatnonzero(unseen.any(axis=1))
@@ -326,15 +365,14 @@ class _Step:
             own = index.copy()
             own[odd] = np.where(unseen[odd], V1 + same.argmax(axis=2), index[odd])
             column = self._tensor(own)
-        p = torch.zeros(size, V1 + WINDOW, device=self.device)
-        p[:, 1:V1] = vocabulary[:, 1:]
-        p.scatter_add_(1, column, pointer)
+        p = vocabulary.scatter_add_(1, column, pointer)
+        p[:, 0] = 0
         micro = p.mul_(_MICRO).add_(_ROUNDER).view(torch.int32)
         keys = micro.bitwise_left_shift_(_KEY_BITS).add_(self.engine._rank).cpu().numpy()
         keys.sort(axis=1)
         best = keys[:, : -TOP_CATEGORIES - 1 : -1]
         probability = (best >> _KEY_BITS).astype(np.float32) / np.float32(_MICRO)
-        place = (V1 + WINDOW - 1) - (best & ((1 << _KEY_BITS) - 1)).astype(np.int64)
+        place = (columns - 1) - (best & ((1 << _KEY_BITS) - 1)).astype(np.int64)
         code = self.artefact.categories.code_at(np.where(place < V1, place, 0))
         if len(odd):
             slot = np.maximum(place - V1, 0)

@@ -34,7 +34,7 @@ class LSTM(nn.Module):
         H = self.hidden
         gates = torch.addmm(gates_N4H, state_NS[:, :H], self.weight_hh.t())
         # tanh(x) = 2 sigmoid(2x) - 1: one vectorised pass over all gates is four times faster than a tanh.
-        gates[:, 2 * H : 3 * H] *= 2
+        gates[:, 2 * H : 3 * H].mul_(2)
         i, f, g, o = torch.sigmoid(gates).chunk(4, dim=1)
         c = f * state_NS[:, H:] + i * (2 * g - 1)
         return torch.cat([o * (2 * torch.sigmoid(2 * c) - 1), c], dim=1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -267,7 +269,14 @@ def run_worker(settings: Settings) -> None:
     """Run the worker until SIGTERM or SIGINT; the process exits with 0 after the open transactions have ended."""
     worker = faust.Worker(create_app(settings), redirect_stdouts=False, override_logging=False)
     worker.spinner = None  # it writes to standard output, which is not Faust's
-    worker.execute_from_commandline()
+    code: Any = 0
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as ended:
+        code = ended.code or 0
+    # Everything is closed. Taking the interpreter and torch apart would only add seconds to a rolling restart.
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def __getattr__(name: str) -> Any:

@@ -70,9 +70,9 @@ class Folded:
         late_applied: bool (N,), applied although its time is before the user's last.
         applied: int64 (M,), indices of the applied events, rising.
         columns: arrays of M entries in that order, C-contiguous. Before the event: `action_age_s` (seconds
-            since the last of each action, `NEVER_S` if never), `repeat_item` and `repeat_category` (whether it
-            stands in the window), `gap_ms` (-1 for the user's first event, 0 for a late one). After it: all
-            others. `wave` is the rank among the user's applied events of this call.
+            since the last of each action, `NEVER_S` if never), `repeat_item` and `repeat_category` (whether
+            it stands in the window), `gap_ms` (-1 for the user's first event, 0 for a late one). After it:
+            all others. `wave` is the rank among the user's applied events of this call.
     """
 
     outcome: np.ndarray

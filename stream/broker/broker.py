@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,6 @@ from typing import Any, Literal, Self
 
 from stream.broker.client import ADDRESS_VARIABLE, connect
 from stream.broker.docker_kafka import DockerKafka, docker_answers
-from stream.broker.jars import OTHER_WAYS, jars_dir
 from stream.broker.java_kafka import JavaKafka
 from stream.errors import BrokerUnreachable, ConfigurationError, StoreError
 
@@ -209,15 +207,6 @@ class Broker:
     def _choose(self) -> JavaKafka | DockerKafka:
         if self._source == "docker" or (self._source == "auto" and docker_answers()):
             return self._docker
-        if (
-            self._source == "auto"
-            and not (shutil.which("java") or os.environ.get("JAVA_HOME"))
-            and not jars_dir().is_dir()
-        ):
-            raise BrokerUnreachable(
-                f"No broker can be started here: no Docker engine answers, and java was not found. Install Java 17 "
-                f"and Maven, {OTHER_WAYS}."
-            )
         return self._java
 
     def _launch(self, kafka: JavaKafka | DockerKafka, detached: bool) -> None:

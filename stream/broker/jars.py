@@ -37,9 +37,10 @@ def java_command() -> str:
     """
     home = os.environ.get("JAVA_HOME")
     java = shutil.which(Path(home) / "bin" / "java") if home else shutil.which("java")
-    mend = f"Install Java {JAVA_NEEDED} or newer, {OTHER_WAYS}."
+    mend = f"Install Java {JAVA_NEEDED} or newer and Maven, {OTHER_WAYS}."
     if java is None:
-        raise BrokerUnreachable(f"No broker can be started here: java was not found. {mend}")
+        where = f"in JAVA_HOME={home}" if home else "on the PATH"
+        raise BrokerUnreachable(f"No broker can be started here: there is no java {where}. {mend}")
     said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < JAVA_NEEDED:

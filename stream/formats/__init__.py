@@ -34,6 +34,7 @@ __all__ = [
     "by_columns",
     "delimiter_of",
     "format_named",
+    "record_adapter",
 ]
 
 FORMATS: dict[str, Delimited | JsonLines] = {
@@ -60,6 +61,22 @@ def adapt_object(event: dict[str, Any]) -> dict[str, Any] | None:
     """
     adapted = ga4.adapt_object(event)
     return segment.adapt_object(event) if adapted is None else adapted
+
+
+def record_adapter(format_name: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """What adapts a topic's JSON objects that are not canonical; ``auto`` goes by the shape of each.
+
+    For a delimited format these are objects with the layout's columns as names; whole lines are `adapt_record`'s.
+
+    Raises:
+        ConfigurationError: no format has that name.
+    """
+    if format_name == "auto":
+        return adapt_object
+    layout = format_named(format_name)
+    if isinstance(layout, JsonLines):
+        return layout.adapt_object
+    return lambda row: layout.adapt_row(row) if layout.columns[0] in row else None
 
 
 def adapt_record(format_name: str) -> Callable[[bytes], dict[str, Any]]:

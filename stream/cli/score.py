@@ -1,0 +1,158 @@
+"""``foreclick score``: a file through the pipeline's own core, without a broker."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from stream.cli.options import (
+    Columns,
+    Delimiter,
+    Format,
+    Json,
+    Limit,
+    Model,
+    NoHeader,
+    Order,
+    TimeFormat,
+    finish,
+    progress,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``score``."""
+    app.command(
+        epilog="Example: foreclick score clicks.jsonl.gz --out predictions.jsonl", help="Score a file without a broker."
+    )(score)
+
+
+def score(
+    file: Annotated[str, typer.Argument(help="A log, plain or .gz; - is standard input.")],
+    out: Annotated[str, typer.Option("--out", help="Where predictions go, a line an event; - is standard output.")] = "-",
+    dead_letters: Annotated[
+        Path | None, typer.Option("--dead-letters", help="Where rejected records go, with their reasons.")
+    ] = None,
+    model: Model = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=False)] = None,
+    format: Format = "auto",  # noqa: A002 - the flag's name
+    columns: Columns = None,
+    delimiter: Delimiter = None,
+    time_format: TimeFormat = None,
+    no_header: NoHeader = False,
+    order: Order = "time",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write the predictions that the pipeline would make for the same events in the same order.
+
+    A prediction's source names the file as topic, partition 0, and the record's place in that order as offset.
+    """
+    from models.registry import bundled, load_artefact
+    from models.runtime import StepEngine
+    from stream.files import read_log
+    from stream.offline import records_of, score_batches
+    from stream.settings import load_settings
+
+    settings = load_settings(model=model, device=device)
+    artefact = load_artefact(settings.model or bundled())
+    engine = StepEngine(artefact, device=settings.device)
+    began = time.monotonic()
+    log = read_log(
+        file,
+        format,
+        columns=columns,
+        delimiter=delimiter,
+        time_format=time_format,
+        header=not no_header,
+        order=order,
+        limit=limit,
+    )
+    topic = "stdin" if file == "-" else Path(file).name
+    events = predictions = duplicates = late = 0
+    reasons: Counter[str] = Counter()
+    with (
+        written(out) as predicted,
+        written(None if dead_letters is None else str(dead_letters)) as rejected,
+        progress("scored", len(log.records)) as advance,
+    ):
+        for rendered in score_batches(records_of(log.records), settings, artefact, engine, topic):
+            counts = rendered.counts
+            events += counts.events
+            predictions += counts.predictions
+            duplicates += counts.duplicates
+            late += counts.late
+            reasons.update(counts.dead_letters)
+            for _, value, _ in rendered.messages.get(settings.predictions_topic, ()):
+                predicted.write(value + b"\n")  # type: ignore[operator]
+            for message in rendered.messages.get(settings.dead_letters_topic, ()):
+                rejected.write(dead_letter_line(*message) + b"\n")
+            advance(events)
+    seconds = time.monotonic() - began
+    result = {
+        "events_in": events,
+        "predictions": predictions,
+        "dead_letters": dict(reasons),
+        "duplicates_dropped": duplicates,
+        "late": late,
+        "format": log.format,
+        "model": f"{artefact.name}/{artefact.version}",
+        "events_per_s": round(events / max(seconds, 1e-9), 1),
+    }
+    if as_json:
+        finish(result, "", as_json)
+    else:
+        rejections = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
+        print(
+            f"{events} events ({log.format}), {predictions} predictions, {duplicates} repeated ids dropped; rejected: "
+            f"{rejections}; {result['events_per_s']:.0f} events/s",
+            file=sys.stderr,
+        )
+
+
+def dead_letter_line(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> bytes:
+    """A dead letter as a line of JSON; bytes that are no UTF-8 stand in ``*_base64``."""
+    line: dict[str, object] = {}
+    for name, raw in (("key", key), ("value", value)):
+        try:
+            line[name] = None if raw is None else raw.decode()
+        except UnicodeDecodeError:
+            line[f"{name}_base64"] = base64.b64encode(raw or b"").decode()
+    line["headers"] = {name: header.decode(errors="replace") for name, header in headers}
+    return json.dumps(line).encode()
+
+
+@contextmanager
+def written(path: str | None) -> Iterator[IO[bytes]]:
+    """A file that appears whole or not at all; ``-`` is standard output, None swallows.
+
+    Raises:
+        InputFileError: it cannot be written.
+    """
+    from stream.errors import InputFileError
+
+    if path is None or path == "-":
+        sys.stdout.flush()
+        with open(os.devnull, "wb") if path is None else os.fdopen(os.dup(1), "wb") as stream:
+            yield stream
+        return
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with draft.open("wb") as stream:
+            yield stream
+        draft.replace(target)
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be written: {error.strerror}. Name another file with --out.") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""What is wrong with this machine, broker, topics, input, model and data directory, and what mends it.
+
+Each check gives findings and never raises for what it looks at: a broken broker must not hide a broken model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from confluent_kafka import Message
+
+from models.errors import ForeclickError
+from stream.broker.client import connect
+from stream.broker.topics import TopicInfo
+from stream.engine.store import lock_data_dir
+from stream.errors import StoreError
+from stream.events import Event, Rejection, decode_events, unknown_fields
+from stream.formats import adapt_object
+from stream.local_rows import TABLE
+from stream.settings import Settings
+from stream.topic_reader import Bounds, bounds, read, reader
+from stream.topics import Finding, check, existing
+
+SAMPLE_RECORDS = 1000
+SUSPECT_SHARE = 0.01  # of dead letters: below it there is always some dirt
+FREE_BYTES_WARN = 1 << 30
+
+_decode = msgspec.json.Decoder().decode
+
+
+def diagnose(settings: Settings) -> Iterator[Finding]:
+    """All checks, in the order in which their trouble should be mended."""
+    yield from guarded(lambda: broker(settings))
+    yield from guarded(lambda: check(settings))
+    yield from guarded(lambda: sample(settings))
+    yield from guarded(lambda: model(settings))
+    yield from guarded(lambda: data_directory(settings.data_dir))
+
+
+def guarded(checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings, or the error that kept them from being made."""
+    try:
+        return list(checks())
+    except ForeclickError as error:
+        return [Finding("fail", str(error))]
+
+
+def broker(settings: Settings) -> Iterator[Finding]:
+    """Whether it answers, and how many nodes it has."""
+    metadata = connect(settings.kafka.librdkafka()).list_topics(timeout=10)
+    nodes = len(metadata.brokers)
+    where = f"Kafka at {settings.kafka.bootstrap_servers}: {nodes} broker{'s' if nodes > 1 else ''}"
+    if nodes < 3:
+        yield Finding("warn", f"{where}: what a single one loses cannot be mended. In production run three.")
+    else:
+        yield Finding("ok", where)
+
+
+def sample(settings: Settings) -> list[Finding]:
+    """The newest records of the input, as the pipeline would judge them."""
+    source = existing(settings, settings.clicks_topic)
+    messages = list(newest(settings, source, SAMPLE_RECORDS))
+    return judge([message.key() for message in messages], [message.value() for message in messages], source.name)
+
+
+def newest(settings: Settings, topic: TopicInfo, count: int) -> Iterator[Message]:
+    """About ``count`` of the newest records, spread over the partitions."""
+    each = max(1, count // topic.partitions)
+    with reader(settings.kafka.librdkafka()) as consumer:
+        stretches = {
+            number: Bounds(max(found.start, found.end - each), found.end)
+            for number, found in bounds(consumer, topic.name, topic.partitions).items()
+        }
+        yield from read(consumer, topic.name, stretches)
+
+
+def judge(keys: list[bytes | None], values: list[bytes | None], topic: str) -> list[Finding]:
+    """What would become of records of the input, and why."""
+    if not keys:
+        return [Finding("ok", f"Topic {topic} has no records to look at yet")]
+    decoded = decode_events(keys, values, adapt_object)
+    rejected = [event for event in decoded if isinstance(event, Rejection)]
+    reasons = Counter(rejection.reason for rejection in rejected)
+    findings = []
+    text = f"Of {len(keys)} records of {topic}, {len(rejected)} would be dead letters"
+    if rejected:
+        common = reasons.most_common(1)[0][0]
+        example = next(rejection.message for rejection in rejected if rejection.reason == common)
+        counted = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        text += f": {counted}. For example: {example}"
+    findings.append(Finding("warn" if len(rejected) > SUSPECT_SHARE * len(keys) else "ok", text))
+    foreign = sum(_keyed_by_another(event, value) for event, value in zip(decoded, values, strict=True))
+    if foreign:
+        findings.append(
+            Finding(
+                "fail" if foreign > len(keys) / 2 else "warn",
+                f"{foreign} of {len(keys)} records of {topic} have no key or one that is not the user. Copy the topic "
+                f"to one keyed by user: foreclick rekey --from {topic} --to {topic}-by-user, and set "
+                f"FORECLICK_TOPICS__CLICKS={topic}-by-user",
+            )
+        )
+    unknown = Counter(
+        name
+        for event, value in zip(decoded, values, strict=True)
+        if isinstance(event, Event) and value is not None
+        for name in unknown_fields(value)
+    )
+    if unknown:
+        names = ", ".join(f"{name} {count}" for name, count in unknown.most_common(5))
+        findings.append(Finding("ok", f"Fields that the model does not see: {names}"))
+    return findings
+
+
+def _keyed_by_another(event: Event | Rejection | None, value: bytes | None) -> bool:
+    if not isinstance(event, Rejection) or event.reason not in ("missing_key", "key_mismatch"):
+        return False
+    if event.reason == "key_mismatch":
+        return True
+    try:  # without a key nothing was decoded: only a record that names its user can be rekeyed
+        document: Any = _decode(value or b"")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return isinstance(document, dict)
+
+
+def model(settings: Settings) -> Iterator[Finding]:
+    """Whether it loads with every check of the registry."""
+    from models.registry import bundled, load_artefact  # torch takes a second to load
+
+    folder = settings.model or bundled()
+    artefact = load_artefact(folder)
+    yield Finding("ok", f"Model {artefact.name}/{artefact.version} in {folder}")
+
+
+def data_directory(folder: Path) -> Iterator[Finding]:
+    """Whether it can be written, who holds it, and how much room is left."""
+    try:
+        lock_data_dir(folder / TABLE).close()
+    except StoreError as error:
+        # Without an operating system's error behind it, another process holds it: a worker that runs is no fault.
+        yield Finding("fail" if isinstance(error.__cause__, OSError) else "warn", str(error))
+        if not folder.is_dir():
+            return
+    else:
+        yield Finding("ok", f"Data directory {folder} can be written")
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES_WARN:
+        yield Finding(
+            "warn",
+            f"Data directory {folder} has {free >> 20} MiB left: a full disk ends the worker. Free space, or set "
+            "FORECLICK_DATA_DIR.",
+        )
+    else:
+        yield Finding("ok", f"{free >> 30} GiB free, {os.cpu_count()} processors")

@@ -1,0 +1,130 @@
+"""The clicks stage without a broker: records in, the pipeline's own predictions and dead letters out.
+
+The same decoding, fold, model step and rendering as the worker's, over an in-memory dict instead of RocksDB and
+without transactions. What it gives for a partition's records is what the pipeline wrote for them, byte for byte,
+however either of them cut the records into micro-batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from models.registry import Artefact
+from models.runtime import StepEngine
+from stream.files import FileRecord
+from stream.formats import adapt_object
+from stream.outputs import PredictionRenderer
+from stream.rows import RowLayout
+from stream.scoring import CategoryNames, ClicksWork, ModelStep, ScoreRequest
+from stream.sessions import FoldRules, NameCodes
+from stream.settings import Settings
+from stream.stage import Message, Rendered
+
+MICRO_BATCH = 4096
+NO_TOPIC_ID = bytes(16)  # of records that come from a file
+
+
+class OfflineRecord(NamedTuple):
+    """A record as the stage reads it, from elsewhere than a fetched chunk."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+    timestamp: int = 0
+
+
+def records_of(lines: Iterable[FileRecord]) -> Iterator[OfflineRecord]:
+    """Lines of a file as records; the offset is the line's place, from 0, in the order in which they come."""
+    for offset, line in enumerate(lines):
+        yield OfflineRecord(offset, line.key, line.value)
+
+
+def score_batches(
+    records: Iterable[Any],
+    settings: Settings,
+    artefact: Artefact,
+    step_engine: StepEngine,
+    topic: str,
+    topic_id: bytes = NO_TOPIC_ID,
+    partition: int = 0,
+    *,
+    adapt: Callable[[dict[str, Any]], dict[str, Any] | None] | None = adapt_object,
+    micro_batch: int = MICRO_BATCH,
+) -> Iterator[Rendered]:
+    """Fold and score records, a micro-batch at a time.
+
+    Args:
+        records: of one partition (``OfflineRecord`` or a consumer's), in the order of their offsets.
+        settings: names of the outputs, limits of sessions and lateness, ``predictions`` and ``user_vectors``.
+        topic, topic_id, partition: the source that predictions name; the id's bytes are part of ``ce_id``.
+        adapt: recognises foreign shapes; None takes canonical events only.
+
+    Returns:
+        Messages by topic, rows and counts, as the worker would have committed them. Nothing is ahead of the clock:
+        a file has no clock, so no event is rejected as ``future``.
+    """
+    model = ModelStep(step_engine)
+
+    async def score(request: ScoreRequest) -> Any:
+        return model([request])[0]
+
+    vocabulary = artefact.categories
+    work = ClicksWork(
+        topic=topic,
+        topic_id=topic_id,
+        partition=partition,
+        predictions_topic=settings.predictions_topic,
+        dead_letters_topic=settings.dead_letters_topic,
+        actions=artefact.actions,
+        layout=RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window),
+        fingerprint=artefact.fingerprint,
+        renderer=PredictionRenderer(
+            artefact.name,
+            artefact.version,
+            artefact.actions.names,
+            topic=topic,
+            topic_id=base64.urlsafe_b64encode(topic_id).decode().rstrip("="),
+            partition=partition,
+            churn_horizon_s=int(artefact.churn_horizon_s),
+            source=f"/{settings.app_id}/{topic}",
+        ),
+        names=CategoryNames(dict(zip(vocabulary.codes.tolist(), vocabulary.names, strict=True))),
+        rules=FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000),
+        codes=NameCodes(),
+        score=score,
+        adapt=adapt,
+        every=settings.predictions == "every",
+        user_vectors=settings.user_vectors,
+    )
+    rows: dict[bytes, bytes] = {}
+    remaining = iter(records)
+    while batch := list(islice(remaining, micro_batch)):
+        decoded = work.decode(batch)
+        folded = work.fold(decoded, [rows.get(key) for key in decoded.keys], None)
+        rendered = work.render(folded, asyncio.run(work.score(folded)))
+        for key, row in rendered.rows:
+            if row is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = row
+        yield rendered
+
+
+def score_records(
+    records: Iterable[Any],
+    settings: Settings,
+    artefact: Artefact,
+    step_engine: StepEngine,
+    topic: str,
+    topic_id: bytes = NO_TOPIC_ID,
+    partition: int = 0,
+    **options: Any,
+) -> Iterator[Message]:
+    """Key, value and headers of each prediction, in the order of the records; arguments as ``score_batches``."""
+    for rendered in score_batches(records, settings, artefact, step_engine, topic, topic_id, partition, **options):
+        yield from rendered.messages.get(settings.predictions_topic, ())

@@ -1,0 +1,333 @@
+"""Predictions as records: the JSON value, the CloudEvents headers, and the JSON Schema of every topic.
+
+The value is rendered from arrays (see ``stream.rendering``), a tile of events at a time, from its end to its
+beginning. The bytes of one prediction depend on that event alone, never on the others in the micro-batch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from msgspec.json import encode
+from numpy.typing import NDArray
+
+from stream.errors import BrokenInvariant
+from stream.rendering import NUMBER_WIDTH, Block, Canvas, CategoryFragments, json_strings, micro_text, number_texts, rfc3339
+
+__all__ = ["PREDICTION_SCHEMA", "TOPIC_KINDS", "PredictionRenderer", "Scores", "load_schema"]
+
+PREDICTION_SCHEMA: Final = "foreclick.prediction.v1"
+TOPIC_KINDS: Final = (
+    "alerts.churn",
+    "alerts.fraud",
+    "clicks",
+    "clicks.dlq",
+    "foreclick.control",
+    "labels",
+    "predictions",
+    "user_vectors",
+)
+MAX_GAP_S: Final = 3_155_760_000  # 100 years: a median beyond it says "never" just as well, and stays finite
+MAX_NATS: Final = 1_000_000  # a term beyond it is absurd but finite; a limit keeps its millionths exact
+
+_TILE = 512  # events rendered at once: the scratch, under 1 MiB, then stays in the core's cache
+_REASONS = ("unlikely_action", "unlikely_category", "unlikely_gap")  # the columns of Scores.terms
+_TIE_BREAK = np.array([2, 1, 0])
+_NO_TERM = -(2**62)  # below all others
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+Headers = list[tuple[str, bytes]]
+
+
+class Scores(Protocol):
+    """What the renderer reads of ``models.runtime.StepResult``: M events, A actions, K categories."""
+
+    next_action: NDArray[np.float32]
+    top_category: NDArray[np.uint32]
+    top_category_probability: NDArray[np.float32]
+    purchase_probability: NDArray[np.float32]
+    churn_probability: NDArray[np.float32]
+    median_gap_s: NDArray[np.float32]
+    terms: NDArray[np.float32]
+    too_predictable: NDArray[np.float32]
+    anomaly_score: NDArray[np.float32]
+
+
+def load_schema(topic_kind: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a topic's values; ``topic_kind`` is one of TOPIC_KINDS, the topic's default name."""
+    if topic_kind not in TOPIC_KINDS:
+        raise ValueError(f"No schema for the topic kind {topic_kind!r}; there are {', '.join(TOPIC_KINDS)}.")
+    schema: dict[str, Any] = json.loads((Path(__file__).parent / "schemas" / f"{topic_kind}.json").read_text("utf-8"))
+    return schema
+
+
+class PredictionRenderer:
+    """Renders the predictions of one source partition. Not for several threads at once: it keeps its scratch.
+
+    Args:
+        model_name, model_version: of the artefact that made the scores.
+        actions: names of the A columns of ``next_action``, ``other`` included.
+        category_names: names by code known beforehand, such as the model's vocabulary.
+        topic, topic_id, partition: the source; the id as readable text.
+        churn_horizon_s: what ``churn_probability`` is about, seconds.
+        source: CloudEvents source, a URI reference.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        model_version: str,
+        actions: tuple[str, ...],
+        category_names: Mapping[int, str] | None = None,
+        *,
+        topic: str,
+        topic_id: str,
+        partition: int,
+        churn_horizon_s: int,
+        source: str,
+    ) -> None:
+        self.source_prefix: Final = f"{topic_id}/{partition}"  # + /offset: the id of an event without one
+        self._place = f"{topic}[{partition}]"
+        self._categories = CategoryFragments(category_names or {})
+        self._constant_headers = (
+            ("ce_specversion", b"1.0"),
+            ("ce_type", PREDICTION_SCHEMA.encode()),
+            ("ce_source", source.encode()),
+            ("content-type", b"application/json"),
+        )
+        self._canvas = Canvas(0, 0)
+        self._n_actions = len(actions)
+        names = json_strings(actions)
+
+        # The blocks in the order of the value, after user, event id and the key of its time.
+        place = b'{"topic":%b,"partition":%d,"offset":' % (encode(topic), partition)
+        model = b'{"name":%b,"version":%b}' % (encode(model_name), encode(model_version))
+        action_texts = chain.from_iterable((b'%b"%b":' % (b"," if i else b"", name), None) for i, name in enumerate(names))
+        self._after_time = np.frombuffer(b',"source":' + place, "u1")
+        self._after_offset = np.frombuffer(b'},"session":{"index":', "u1")
+        self._after_index = np.frombuffer(b',"position":', "u1")
+        self._actions = Block(_TILE, [b'},"model":%b,"next_action":{' % model, *action_texts, b'},"next_category":['])
+        self._chances = Block(
+            _TILE,
+            [b'],"purchase_probability":', None, b',"churn_probability":', None]
+            + [b',"churn_horizon_s":%d,"median_gap_s":' % churn_horizon_s],
+        )
+        self._score = Block(_TILE, [b',"anomaly":{"score":', None, b',"surprisal_nats":'])
+        self._too_predictable = Block(_TILE, [b',"too_predictable":', None, b',"reasons":['])
+        codes = [b'},{"code":"%b","nats":' % code.encode() for code in _REASONS]
+        width = max(map(len, codes))
+        self._reason_cells = np.frombuffer(b"".join(code.rjust(width) for code in codes), "u1").reshape(-1, width)
+        self._reason_lengths = np.array([len(code) for code in codes])
+        self._end = np.frombuffer(b'}]},"fake_order":null,"user_vector":', "u1")
+        constants = (self._after_time, self._after_offset, self._after_index, self._end)
+        blocks = (self._actions, self._chances, self._score, self._too_predictable)
+        self._fixed_width = (
+            sum(len(constant) for constant in constants)
+            + sum(block.cells.shape[1] for block in blocks)
+            + len(_REASONS) * width
+            + (4 + len(_REASONS) + 2) * NUMBER_WIDTH
+        )
+
+    def render(
+        self,
+        user_ids: Sequence[str],
+        event_ids: Sequence[str | None],
+        event_time_ms: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        session_index: NDArray[np.int32],
+        session_position: NDArray[np.int32],
+        result: Scores,
+        names: Mapping[int, str],
+        user_vectors: NDArray[np.float16] | None = None,
+    ) -> tuple[list[bytes], list[Headers]]:
+        """Render the predictions of M events.
+
+        Args:
+            user_ids, event_ids: M texts; an event without an id is named after its source position.
+            event_time_ms, offsets, session_index, session_position: M integers.
+            result: scores, row i of event i.
+            names: category names by code. It may grow from call to call, but a code keeps its name.
+                Codes without a name are left out.
+            user_vectors: (M, H), rendered with 4 decimals; None renders null.
+
+        Returns:
+            M values and M lists of headers.
+
+        Raises:
+            BrokenInvariant: a score is NaN, infinite or no probability; the message names score and event.
+        """
+        values = self.values(
+            user_ids, event_ids, event_time_ms, offsets, session_index, session_position, result, names, user_vectors
+        )
+        return values, self.headers(user_ids, event_time_ms, offsets)
+
+    def headers(
+        self, user_ids: Sequence[str], event_time_ms: NDArray[np.int64], offsets: NDArray[np.int64]
+    ) -> list[Headers]:
+        """CloudEvents 1.0 headers of the Kafka binary mode; values are UTF-8.
+
+        CloudEvents forbids control characters in attributes, so those of a user id are percent-encoded here.
+
+        Source: CloudEvents 1.0.2, type system; Kafka protocol binding, section 3.2.
+        """
+        prefix = self.source_prefix
+        subjects = user_ids
+        if not "".join(user_ids).isprintable():
+            subjects = [_CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", user) for user in user_ids]
+        specversion, kind, source, content_type = self._constant_headers
+        return [
+            [
+                specversion,
+                kind,
+                source,
+                content_type,
+                ("ce_id", f"{prefix}/{offset}/prediction/{subject}".encode()),
+                ("ce_time", time),
+                ("ce_subject", subject.encode()),
+            ]
+            for offset, time, subject in zip(offsets.tolist(), rfc3339(event_time_ms), subjects, strict=True)
+        ]
+
+    def values(
+        self,
+        user_ids: Sequence[str],
+        event_ids: Sequence[str | None],
+        event_time_ms: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        session_index: NDArray[np.int32],
+        session_position: NDArray[np.int32],
+        result: Scores,
+        names: Mapping[int, str],
+        user_vectors: NDArray[np.float16] | None = None,
+    ) -> list[bytes]:
+        """The JSON values alone; arguments and errors as of ``render``."""
+        prefix = self.source_prefix
+        users = json_strings(user_ids)
+        positions = offsets.tolist()
+        events = json_strings(
+            [event or f"{prefix}/{offset}" for event, offset in zip(event_ids, positions, strict=True)]
+        )
+        integers = np.stack([event_time_ms, offsets, session_index, session_position]).astype(np.int64)
+        vectors = [b"null"] * len(users) if user_vectors is None else self._vectors(user_vectors, positions)
+        head = b'{"schema":"%b","user_id":"' % PREDICTION_SCHEMA.encode()
+        values: list[bytes] = []
+        for start in range(0, len(users), _TILE):
+            tile = slice(start, start + _TILE)
+            rests = self._after_time_key(integers[:, tile], result, tile, names)
+            values += [
+                b"".join((head, user, b'","event_id":"', event, b'","event_time_ms":', rest, vector, b"}"))
+                for user, event, rest, vector in zip(users[tile], events[tile], rests, vectors[tile], strict=True)
+            ]
+        return values
+
+    def _vectors(self, user_vectors: NDArray[np.float16], offsets: Sequence[int]) -> list[bytes]:
+        self._check(np.isfinite(user_vectors), user_vectors, ["user_vector"] * user_vectors.shape[1], offsets)
+        # Adding 0 makes a plain 0.0 of -0.0.
+        return [encode(vector) for vector in (np.round(user_vectors.astype(np.float64), 4) + 0.0).tolist()]
+
+    def _after_time_key(
+        self, integers: NDArray[np.int64], result: Scores, tile: slice, names: Mapping[int, str]
+    ) -> list[memoryview]:
+        """What follows the key ``event_time_ms`` in the values of at most _TILE events; integers is (4, n)."""
+        offsets, n_actions = integers[1], self._n_actions
+        words = micro_text(self._probabilities(result, tile, offsets).T)
+        applies, order, nats = self._reasons(result.terms[tile], offsets)
+        codes = result.top_category[tile].T
+        rows = self._categories.rows(codes.ravel(), names).reshape(codes.shape)
+        category_words = words[n_actions + 4 :]
+        unnamed = rows == 0
+        if unnamed.any() and (unnamed[:-1] & ~unnamed[1:]).any():
+            named_first = np.argsort(unnamed, axis=0, kind="stable")
+            rows = np.take_along_axis(rows, named_first, axis=0)
+            category_words = np.take_along_axis(category_words, named_first, axis=0)
+
+        width = self._fixed_width + len(rows) * self._categories.width
+        if self._canvas.width != width:
+            self._canvas = Canvas(_TILE, width)
+        canvas = self._canvas
+        canvas.begin(len(offsets))
+
+        micros = np.empty((len(_REASONS) + 2, len(offsets)), np.int64)
+        micros[:-2] = nats
+        nats.sum(axis=0, out=micros[-2])
+        micros[-1] = self._gap_micros(result.median_gap_s[tile], offsets)
+        (integer_cells, integer_lengths), (number_cells, number_lengths) = number_texts(integers, micros)
+        category_cells, category_lengths = self._categories.fragments(rows, category_words)
+        category_lengths[:1] -= rows[:1] != 0  # the first leaves its comma outside
+
+        # A reason is closed by what follows it: the next reason, or the end.
+        canvas.prepend(self._end, len(self._end) - ~applies[0])
+        code_lengths = self._reason_lengths[order] * applies
+        code_lengths[0] -= 2 * applies[0]
+        for k in reversed(range(len(_REASONS))):
+            canvas.prepend(number_cells[k], number_lengths[k] * applies[k])
+            canvas.prepend(self._reason_cells[order[k]], code_lengths[k])
+        canvas.prepend(self._too_predictable.filled(words[n_actions + 3 : n_actions + 4]))
+        canvas.prepend(number_cells[3], number_lengths[3])
+        canvas.prepend(self._score.filled(words[n_actions + 2 : n_actions + 3]))
+        canvas.prepend(number_cells[4], number_lengths[4])
+        canvas.prepend(self._chances.filled(words[n_actions : n_actions + 2]))
+        canvas.prepend_all(category_cells, category_lengths)
+        canvas.prepend(self._actions.filled(words[:n_actions]))
+        canvas.prepend(integer_cells[3], integer_lengths[3])
+        canvas.prepend(self._after_index)
+        canvas.prepend(integer_cells[2], integer_lengths[2])
+        canvas.prepend(self._after_offset)
+        canvas.prepend(integer_cells[1], integer_lengths[1])
+        canvas.prepend(self._after_time)
+        canvas.prepend(integer_cells[0], integer_lengths[0])
+        return canvas.texts()
+
+    def _probabilities(self, result: Scores, tile: slice, offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Millionths, half to even (n, A + 4 + K): actions, purchase, churn, score, too predictable, categories."""
+        singles = (
+            result.purchase_probability,
+            result.churn_probability,
+            result.anomaly_score,
+            result.too_predictable,
+        )
+        columns = [result.next_action[tile], *(one[tile, None] for one in singles), result.top_category_probability[tile]]
+        # A float32 times a million is exact in float64, so this rounds as the decimal text of the number would.
+        micro = np.concatenate(columns, axis=1, dtype=np.float64)
+        micro *= 1e6
+        np.rint(micro, out=micro)
+        if not (micro.min(initial=0) >= 0 and micro.max(initial=0) <= 1_000_000):  # NaN compares false
+            fields = ["next_action"] * self._n_actions + ["purchase_probability", "churn_probability"]
+            fields += ["anomaly_score", "too_predictable"] + ["top_category_probability"] * result.top_category.shape[1]
+            self._check((micro >= 0) & (micro <= 1_000_000), micro / 1e6, fields, offsets.tolist())
+        return micro.astype(np.int32)
+
+    def _gap_micros(self, median_gap_s: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        self._check((median_gap_s >= 0)[:, None], median_gap_s[:, None], ["median_gap_s"], offsets.tolist())
+        return np.rint(np.minimum(median_gap_s.astype(np.float64), MAX_GAP_S) * 1e3).astype(np.int64) * 1_000
+
+    def _reasons(
+        self, terms: NDArray[np.float32], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """The terms by descending nats, all (3, n): whether there is one, which, and its millionths of nats."""
+        self._check(np.isfinite(terms), terms, _REASONS, offsets.tolist())
+        nats = np.rint(terms.astype(np.float64).clip(-MAX_NATS, MAX_NATS) * 1e6).astype(np.int64)
+        # One integer holds the nats and, in its last two bits, which term: of equal ones the first leads.
+        keys = nats * 4 + _TIE_BREAK
+        keys[nats == 0] = _NO_TERM
+        keys.sort(axis=1)
+        keys = keys.T[::-1]
+        applies = keys != _NO_TERM
+        return applies, 2 - (keys & 3), (keys >> 2) * applies
+
+    def _check(
+        self, valid: NDArray[np.bool_], values: NDArray[Any], fields: Sequence[str], offsets: Sequence[int]
+    ) -> None:
+        if valid.all():
+            return
+        row, column = np.argwhere(~valid)[0].tolist()
+        raise BrokenInvariant(
+            f"The model gave {fields[column]} {values[row, column]} for the event at {self._place}@{offsets[row]}. "
+            "Nothing of this micro-batch was published; run foreclick models verify, or activate another version."
+        )

@@ -1,0 +1,115 @@
+"""Reading a stretch of a topic for tools: committed records, from given offsets to the end as it stands at the start.
+
+No group is joined and nothing is committed, so no tool disturbs a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from stream.errors import BrokerUnreachable
+
+REQUEST_TIMEOUT_S = 15.0
+IDLE_TIMEOUT_S = 30.0
+
+
+class Bounds(NamedTuple):
+    """First offset of a partition, and the one after its last committed record (markers included)."""
+
+    start: int
+    end: int
+
+
+@contextlib.contextmanager
+def reader(client: Mapping[str, Any], *, committed: bool = True) -> Iterator[Consumer]:
+    """A consumer without a group, read_committed unless told otherwise."""
+    consumer = Consumer(
+        {
+            **client,
+            "group.id": "foreclick-reader",  # librdkafka wants a name; nothing is ever committed under it
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "log_level": 0,
+        }
+    )
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def bounds(consumer: Consumer, topic: str, partitions: int) -> dict[int, Bounds]:
+    """Where each partition begins and ends now; the end is the last stable offset for a read_committed reader.
+
+    Raises:
+        BrokerUnreachable: nobody answered.
+    """
+    found = {}
+    for number in range(partitions):
+        try:
+            found[number] = Bounds(
+                *consumer.get_watermark_offsets(
+                    TopicPartition(topic, number), timeout=REQUEST_TIMEOUT_S, cached=False
+                )
+            )
+        except KafkaException as error:
+            raise BrokerUnreachable(
+                f"The broker does not say where {topic}[{number}] ends: {error.args[0].str()}. "
+                "Look at `foreclick broker status`."
+            ) from error
+    return found
+
+
+def read(consumer: Consumer, topic: str, stretches: Mapping[int, Bounds]) -> Iterator[Message]:
+    """Every record of the stretches, in order within a partition; partitions are interleaved as they arrive.
+
+    Args:
+        consumer: from ``reader``; it is assigned here.
+        topic: the topic.
+        stretches: from and to (exclusive) by partition.
+
+    Raises:
+        BrokerUnreachable: no progress for 30 s.
+    """
+    left = {number: stretch for number, stretch in stretches.items() if stretch.start < stretch.end}
+    consumer.assign([TopicPartition(topic, number, stretch.start) for number, stretch in left.items()])
+    progressed = time.monotonic()
+    while left:
+        messages = consumer.consume(1000, 0.5)
+        if messages:
+            progressed = time.monotonic()
+        elif time.monotonic() - progressed > IDLE_TIMEOUT_S:
+            waiting = ", ".join(f"{topic}[{number}]" for number in left)
+            raise BrokerUnreachable(
+                f"No progress for {IDLE_TIMEOUT_S:.0f} s while reading {waiting}. Look at `foreclick broker status`."
+            )
+        for message in messages:
+            number = message.partition()
+            stretch = left.get(number)
+            if stretch is None:
+                continue  # beyond the end that was asked for
+            error = message.error()
+            if error is None:
+                if message.offset() < stretch.end:
+                    yield message
+                if message.offset() >= stretch.end - 1:
+                    del left[number]
+            elif error.code() == KafkaError._PARTITION_EOF:
+                # Only here is the end known where markers of transactions are the last entries.
+                if message.offset() >= stretch.end:
+                    del left[number]
+            else:
+                raise BrokerUnreachable(f"Reading {topic}[{number}] failed: {error.str()}.")
+
+
+def read_all(client: Mapping[str, Any], topic: str, partitions: int) -> Iterator[Message]:
+    """Every committed record of a topic."""
+    with reader(client) as consumer:
+        yield from read(consumer, topic, bounds(consumer, topic, partitions))

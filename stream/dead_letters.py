@@ -14,8 +14,10 @@ from typing import Final
 __all__ = ["REASON_HEADER", "REPLAYED_HEADER", "DeadLetter", "Headers", "dead_letter", "parse"]
 
 REASON_HEADER: Final = "clicks.reason"
-REPLAYED_HEADER: Final = "clicks.replayed"  # marks a record sent again from the dead letters: it is never too late
-MAX_MESSAGE_BYTES: Final = 4096  # the dead letter topic takes 64 KiB more than the source: headers must fit in
+#: Marks a record sent again from the dead letters: it is never too late.
+REPLAYED_HEADER: Final = "clicks.replayed"
+#: Headers must fit in the 64 KiB that the dead letter topic takes beyond the source's limit.
+MAX_MESSAGE_BYTES: Final = 4096
 
 _EXCEPTION = "__streams.errors.exception"
 _MESSAGE = "__streams.errors.message"
@@ -52,8 +54,14 @@ def dead_letter(
     """The record of the dead letter topic for a rejected record of ``topic``.
 
     Args:
-        key, value, headers: of the rejected record; kept as they are, but headers with our names are replaced.
-        reason, message: of the ``stream.events.Rejection``.
+        topic: where the rejected record stands.
+        partition: of that topic.
+        offset: in that partition.
+        key: of the record, kept as it is.
+        value: of the record, kept as it is.
+        reason: of the ``stream.events.Rejection``.
+        message: of the ``stream.events.Rejection``.
+        headers: of the record; kept in order, but for those with our names.
 
     Returns:
         Key, value and headers of the dead letter.
@@ -79,7 +87,7 @@ def dead_letter(
 
 
 def parse(headers: Iterable[tuple[str, bytes | None]] | None) -> DeadLetter | None:
-    """Read the headers of a dead letter; None when it is another's record: a header is missing or not as we write it."""
+    """Read the headers of a dead letter; None when they are not as ``dead_letter`` writes them."""
     own: dict[str, str] = {}
     kept = []
     try:

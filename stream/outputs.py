@@ -18,7 +18,16 @@ from msgspec.json import encode
 from numpy.typing import NDArray
 
 from stream.errors import BrokenInvariant
-from stream.rendering import NUMBER_WIDTH, Block, Canvas, CategoryFragments, json_strings, micro_text, number_texts, rfc3339
+from stream.rendering import (
+    NUMBER_WIDTH,
+    Block,
+    Canvas,
+    CategoryFragments,
+    json_strings,
+    micro_text,
+    number_texts,
+    rfc3339,
+)
 
 __all__ = ["PREDICTION_SCHEMA", "TOPIC_KINDS", "PredictionRenderer", "Scores", "load_schema"]
 
@@ -60,10 +69,12 @@ class Scores(Protocol):
 
 
 def load_schema(topic_kind: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a topic's values; ``topic_kind`` is one of TOPIC_KINDS, the topic's default name."""
+    """The JSON Schema (2020-12) of a topic's values; ``topic_kind`` is its default name, one of TOPIC_KINDS."""
     if topic_kind not in TOPIC_KINDS:
         raise ValueError(f"No schema for the topic kind {topic_kind!r}; there are {', '.join(TOPIC_KINDS)}.")
-    schema: dict[str, Any] = json.loads((Path(__file__).parent / "schemas" / f"{topic_kind}.json").read_text("utf-8"))
+    schema: dict[str, Any] = json.loads(
+        (Path(__file__).parent / "schemas" / f"{topic_kind}.json").read_text("utf-8")
+    )
     return schema
 
 
@@ -103,26 +114,32 @@ class PredictionRenderer:
         )
         self._canvas = Canvas(0, 0)
         self._n_actions = len(actions)
-        names = json_strings(actions)
 
         # The blocks in the order of the value, after user, event id and the key of its time.
         place = b'{"topic":%b,"partition":%d,"offset":' % (encode(topic), partition)
+        horizon = b',"churn_horizon_s":%d,"median_gap_s":' % churn_horizon_s
         model = b'{"name":%b,"version":%b}' % (encode(model_name), encode(model_version))
-        action_texts = chain.from_iterable((b'%b"%b":' % (b"," if i else b"", name), None) for i, name in enumerate(names))
+        action_keys = [
+            b'%b"%b":' % (b"," if i else b"", name) for i, name in enumerate(json_strings(actions))
+        ]
+        action_parts = chain.from_iterable((key, None) for key in action_keys)
         self._after_time = np.frombuffer(b',"source":' + place, "u1")
         self._after_offset = np.frombuffer(b'},"session":{"index":', "u1")
         self._after_index = np.frombuffer(b',"position":', "u1")
-        self._actions = Block(_TILE, [b'},"model":%b,"next_action":{' % model, *action_texts, b'},"next_category":['])
+        self._actions = Block(
+            _TILE, [b'},"model":%b,"next_action":{' % model, *action_parts, b'},"next_category":[']
+        )
         self._chances = Block(
             _TILE,
-            [b'],"purchase_probability":', None, b',"churn_probability":', None]
-            + [b',"churn_horizon_s":%d,"median_gap_s":' % churn_horizon_s],
+            [b'],"purchase_probability":', None, b',"churn_probability":', None, horizon],
         )
         self._score = Block(_TILE, [b',"anomaly":{"score":', None, b',"surprisal_nats":'])
         self._too_predictable = Block(_TILE, [b',"too_predictable":', None, b',"reasons":['])
         codes = [b'},{"code":"%b","nats":' % code.encode() for code in _REASONS]
         width = max(map(len, codes))
-        self._reason_cells = np.frombuffer(b"".join(code.rjust(width) for code in codes), "u1").reshape(-1, width)
+        self._reason_cells = np.frombuffer(b"".join(code.rjust(width) for code in codes), "u1").reshape(
+            -1, width
+        )
         self._reason_lengths = np.array([len(code) for code in codes])
         self._end = np.frombuffer(b'}]},"fake_order":null,"user_vector":', "u1")
         constants = (self._after_time, self._after_offset, self._after_index, self._end)
@@ -149,8 +166,12 @@ class PredictionRenderer:
         """Render the predictions of M events.
 
         Args:
-            user_ids, event_ids: M texts; an event without an id is named after its source position.
-            event_time_ms, offsets, session_index, session_position: M integers.
+            user_ids: of M events.
+            event_ids: an event without one is named after its source position.
+            event_time_ms: (M,) since 1970, UTC.
+            offsets: (M,) in the source partition.
+            session_index: (M,) from 1.
+            session_position: (M,) from 1.
             result: scores, row i of event i.
             names: category names by code. It may grow from call to call, but a code keeps its name.
                 Codes without a name are left out.
@@ -163,7 +184,15 @@ class PredictionRenderer:
             BrokenInvariant: a score is NaN, infinite or no probability; the message names score and event.
         """
         values = self.values(
-            user_ids, event_ids, event_time_ms, offsets, session_index, session_position, result, names, user_vectors
+            user_ids,
+            event_ids,
+            event_time_ms,
+            offsets,
+            session_index,
+            session_position,
+            result,
+            names,
+            user_vectors,
         )
         return values, self.headers(user_ids, event_time_ms, offsets)
 
@@ -179,7 +208,9 @@ class PredictionRenderer:
         prefix = self.source_prefix
         subjects = user_ids
         if not "".join(user_ids).isprintable():
-            subjects = [_CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", user) for user in user_ids]
+            subjects = [
+                _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", user) for user in user_ids
+            ]
         specversion, kind, source, content_type = self._constant_headers
         return [
             [
@@ -222,7 +253,9 @@ class PredictionRenderer:
             rests = self._after_time_key(integers[:, tile], result, tile, names)
             values += [
                 b"".join((head, user, b'","event_id":"', event, b'","event_time_ms":', rest, vector, b"}"))
-                for user, event, rest, vector in zip(users[tile], events[tile], rests, vectors[tile], strict=True)
+                for user, event, rest, vector in zip(
+                    users[tile], events[tile], rests, vectors[tile], strict=True
+                )
             ]
         return values
 
@@ -292,14 +325,17 @@ class PredictionRenderer:
             result.anomaly_score,
             result.too_predictable,
         )
-        columns = [result.next_action[tile], *(one[tile, None] for one in singles), result.top_category_probability[tile]]
+        categories = result.top_category_probability[tile]
+        columns = [result.next_action[tile], *(single[tile, None] for single in singles), categories]
         # A float32 times a million is exact in float64, so this rounds as the decimal text of the number would.
         micro = np.concatenate(columns, axis=1, dtype=np.float64)
         micro *= 1e6
         np.rint(micro, out=micro)
         if not (micro.min(initial=0) >= 0 and micro.max(initial=0) <= 1_000_000):  # NaN compares false
             fields = ["next_action"] * self._n_actions + ["purchase_probability", "churn_probability"]
-            fields += ["anomaly_score", "too_predictable"] + ["top_category_probability"] * result.top_category.shape[1]
+            fields += ["anomaly_score", "too_predictable"] + [
+                "top_category_probability"
+            ] * result.top_category.shape[1]
             self._check((micro >= 0) & (micro <= 1_000_000), micro / 1e6, fields, offsets.tolist())
         return micro.astype(np.int32)
 

@@ -37,7 +37,9 @@ __all__ = [
 
 DECIMAL_WIDTH = 8  # bytes of 0.123456
 NUMBER_WIDTH = 32  # bytes kept for a number: sign, 20 digits of an i64, point and 6 decimals, rounded up
-MAX_NAME_BYTES = 256  # of a category's name as JSON; a longer one is left out, else 20 of them outgrow a record
+MAX_NAME_BYTES = (
+    256  # of a category's name as JSON; a longer one is left out, else 20 of them outgrow a record
+)
 
 _POWERS_OF_TEN = 10 ** np.arange(1, 20, dtype=np.uint64)
 _FOUR_DIGITS = np.frombuffer(b"".join(b"%04d" % i for i in range(10_000)), "<u4")
@@ -56,7 +58,9 @@ _MS_PER_DAY = 86_400_000
 _EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
 _FIRST_MS = (datetime.date.min.toordinal() - _EPOCH_DAY) * _MS_PER_DAY
 _LAST_MS = (datetime.date.max.toordinal() - _EPOCH_DAY + 1) * _MS_PER_DAY - 1
-_HOUR_AND_MINUTE = np.array([b"T%02d:%02d:" % divmod(i, 60) for i in range(1_440)], "S7").view("u1").reshape(-1, 7)
+_HOUR_AND_MINUTE = (
+    np.array([b"T%02d:%02d:" % divmod(i, 60) for i in range(1_440)], "S7").view("u1").reshape(-1, 7)
+)
 _TWO_DIGITS = np.frombuffer(b"".join(b"%02d" % i for i in range(100)), "u1").reshape(-1, 2)
 
 
@@ -190,7 +194,7 @@ class Canvas:
         self._starts -= block.itemsize if lengths is None else lengths
 
     def prepend_all(self, cells: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
-        """Put K fragments before the text of every row: uint8 (K, rows, width) and lengths (K, rows), the last first."""
+        """Put K fragments, the last first, before the text of every row: (K, rows, width) and (K, rows)."""
         block, places = self._blocks(cells.shape[-1])
         fragments = cells.view(block)[..., 0]
         starts = self._starts - block.itemsize  # of the last one's block; the others' follow from the lengths
@@ -210,7 +214,7 @@ class Canvas:
 
     def texts(self) -> list[memoryview]:
         """The text of every row, valid until the next ``begin``."""
-        data = memoryview(self._cells)
+        data = self._cells.data
         ends = range(self.width, (len(self._starts) + 1) * self.width, self.width)
         return [data[start:end] for start, end in zip(self._starts.tolist(), ends, strict=True)]
 

@@ -8,7 +8,6 @@ stay off the hot path, which is the engine.
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import sys
 import time
@@ -34,10 +33,9 @@ from stream.formats import record_adapter
 from stream.health import Health, readiness
 from stream.logs import configure_logs
 from stream.metrics import Metrics
-from stream.outputs import PredictionRenderer
-from stream.rows import RowLayout, read
-from stream.scoring import NAME_KEY, CategoryNames, ClicksWork, ModelStep, ScoreRequest
-from stream.sessions import FoldRules, NameCodes
+from stream.rows import read
+from stream.scoring import NAME_KEY, CategoryNames, ClicksWork, ModelStep, ScoreRequest, clicks_work
+from stream.sessions import NameCodes
 from stream.settings import Settings, load_settings
 
 logger = structlog.get_logger("foreclick.app")
@@ -82,11 +80,7 @@ class Clicks:
             device=self.step.device_name,
             http=f"http://{settings.http.host}:{self.health.port}",
         )
-        rules = FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000)
-        layout = RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window)
         codes = NameCodes()
-        vocabulary = dict(zip(artefact.categories.codes.tolist(), artefact.categories.names, strict=True))
-        topic_id = topics.source_id
         adapt = record_adapter(settings.input_format)
 
         async def score(request: ScoreRequest) -> Any:
@@ -94,34 +88,16 @@ class Clicks:
             return await self.scorer.score(request, request.events)
 
         def make_work(partition: int, store: Store) -> ClicksWork:
-            names = CategoryNames(vocabulary, CategoryNames.stored(store.reserved(NAME_KEY)))
-            renderer = PredictionRenderer(
-                artefact.name,
-                artefact.version,
-                artefact.actions.names,
+            return clicks_work(
+                settings,
+                artefact,
                 topic=topics.source,
-                topic_id=readable_id(topic_id),
+                topic_id=topics.source_id,
                 partition=partition,
-                churn_horizon_s=int(artefact.churn_horizon_s),
-                source=f"/{settings.app_id}/{topics.source}",
-            )
-            return ClicksWork(
-                topic=topics.source,
-                topic_id=topic_id,
-                partition=partition,
-                predictions_topic=settings.predictions_topic,
-                dead_letters_topic=settings.dead_letters_topic,
-                actions=artefact.actions,
-                layout=layout,
-                fingerprint=artefact.fingerprint,
-                renderer=renderer,
-                names=names,
-                rules=rules,
-                codes=codes,
                 score=score,
+                seen_names=CategoryNames.stored(store.reserved(NAME_KEY)),
+                codes=codes,
                 adapt=adapt,
-                every=settings.predictions == "every",
-                user_vectors=settings.user_vectors,
                 observe=self.metrics.committed,
             )
 
@@ -217,11 +193,6 @@ def topic_set(settings: Settings) -> TopicSet:
         outputs={name: found[name].partitions for name in names[2:]},
         tombstone_retention_ms=changelog.delete_retention_ms,
     )
-
-
-def readable_id(topic_id: bytes) -> str:
-    """A topic id as Kafka's own tools print it."""
-    return base64.urlsafe_b64encode(topic_id).decode().rstrip("=")
 
 
 class Boot(BootStrategy):  # type: ignore[misc]

@@ -8,7 +8,6 @@ however either of them cut the records into micro-batches.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -17,10 +16,7 @@ from models.registry import Artefact
 from models.runtime import StepEngine
 from stream.files import FileRecord
 from stream.formats import adapt_object
-from stream.outputs import PredictionRenderer
-from stream.rows import RowLayout
-from stream.scoring import CategoryNames, ClicksWork, ModelStep, ScoreRequest
-from stream.sessions import FoldRules, NameCodes
+from stream.scoring import ModelStep, ScoreRequest, clicks_work
 from stream.settings import Settings
 from stream.stage import Message, Rendered
 
@@ -73,33 +69,8 @@ def score_batches(
     async def score(request: ScoreRequest) -> Any:
         return model([request])[0]
 
-    vocabulary = artefact.categories
-    work = ClicksWork(
-        topic=topic,
-        topic_id=topic_id,
-        partition=partition,
-        predictions_topic=settings.predictions_topic,
-        dead_letters_topic=settings.dead_letters_topic,
-        actions=artefact.actions,
-        layout=RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window),
-        fingerprint=artefact.fingerprint,
-        renderer=PredictionRenderer(
-            artefact.name,
-            artefact.version,
-            artefact.actions.names,
-            topic=topic,
-            topic_id=base64.urlsafe_b64encode(topic_id).decode().rstrip("="),
-            partition=partition,
-            churn_horizon_s=int(artefact.churn_horizon_s),
-            source=f"/{settings.app_id}/{topic}",
-        ),
-        names=CategoryNames(dict(zip(vocabulary.codes.tolist(), vocabulary.names, strict=True))),
-        rules=FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000),
-        codes=NameCodes(),
-        score=score,
-        adapt=adapt,
-        every=settings.predictions == "every",
-        user_vectors=settings.user_vectors,
+    work = clicks_work(
+        settings, artefact, topic=topic, topic_id=topic_id, partition=partition, score=score, adapt=adapt
     )
     rows: dict[bytes, bytes] = {}
     remaining = iter(records)

@@ -6,6 +6,7 @@ user's row and what follows begins a blank one, so a micro-batch may hold two li
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,10 +16,11 @@ import numpy as np
 
 from models.vocabulary import ActionVocabulary
 from stream.dead_letters import REPLAYED_HEADER, dead_letter
-from stream.events import Event, Rejection, decode_events
+from stream.events import Adapt, Event, Rejection, decode_events
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules, NameCodes, columns_of, fold, rebuild_columns
+from stream.settings import Settings
 from stream.stage import Message, Rendered, Row
 
 NAME_KEY = b"\0c"  # + u32 code: the name of a category, so that predictions can name it after a restart
@@ -110,7 +112,7 @@ class ClicksWork:
 
     Args:
         score: hands a request to the model and waits: (request) -> StepResult.
-        live: whether events ahead of the clock are rejected; replays of old logs offline have no clock.
+        observe: told of each committed micro-batch, with the times of its receipt and its commit, Unix seconds.
     """
 
     def __init__(
@@ -129,10 +131,10 @@ class ClicksWork:
         rules: FoldRules,
         codes: NameCodes,
         score: Callable[[ScoreRequest], Awaitable[Any]],
-        adapt: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
-        every: bool = True,
-        user_vectors: bool = False,
-        observe: Callable[[Counts, float, float], None] = lambda counts, received_s, committed_s: None,
+        adapt: Adapt | None,
+        every: bool,
+        user_vectors: bool,
+        observe: Callable[[Counts, float, float], None],
     ):
         self._topic, self._partition = topic, partition
         self._predictions_topic, self._dead_letters_topic = predictions_topic, dead_letters_topic
@@ -308,6 +310,67 @@ class ClicksWork:
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
         self._observe(rendered.counts, received_s, committed_s)
+
+
+def clicks_work(
+    settings: Settings,
+    artefact: Any,
+    *,
+    topic: str,
+    topic_id: bytes,
+    partition: int,
+    score: Callable[[ScoreRequest], Awaitable[Any]],
+    seen_names: Mapping[int, str] | None = None,
+    codes: NameCodes | None = None,
+    adapt: Adapt | None = None,
+    observe: Callable[[Counts, float, float], None] | None = None,
+) -> ClicksWork:
+    """The clicks stage of one partition, as the settings and the model want it: the worker's and the offline one.
+
+    Args:
+        artefact: ``models.registry.Artefact`` of the model in use.
+        seen_names: category names that this partition's store remembers.
+        codes: a cache of name codes that partitions may share.
+    """
+    vocabulary = dict(zip(artefact.categories.codes.tolist(), artefact.categories.names, strict=True))
+    renderer = PredictionRenderer(
+        artefact.name,
+        artefact.version,
+        artefact.actions.names,
+        vocabulary,
+        topic=topic,
+        topic_id=readable_id(topic_id),
+        partition=partition,
+        churn_horizon_s=int(artefact.churn_horizon_s),
+        source=f"/{settings.app_id}/{topic}",
+    )
+    return ClicksWork(
+        topic=topic,
+        topic_id=topic_id,
+        partition=partition,
+        predictions_topic=settings.predictions_topic,
+        dead_letters_topic=settings.dead_letters_topic,
+        actions=artefact.actions,
+        layout=RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window),
+        fingerprint=artefact.fingerprint,
+        renderer=renderer,
+        names=CategoryNames(vocabulary, dict(seen_names or {})),
+        rules=FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000),
+        codes=codes or NameCodes(),
+        score=score,
+        adapt=adapt,
+        every=settings.predictions == "every",
+        user_vectors=settings.user_vectors,
+        observe=observe or _tell_nobody,
+    )
+
+
+def _tell_nobody(counts: Counts, received_s: float, committed_s: float) -> None: ...
+
+
+def readable_id(topic_id: bytes) -> str:
+    """A topic id as Kafka's own tools print it."""
+    return base64.urlsafe_b64encode(topic_id).decode().rstrip("=")
 
 
 def last_of_each(rows: np.ndarray) -> np.ndarray:

@@ -169,7 +169,7 @@ class Broker:
         if not self._given:
             return BrokerStatus(False, None, None, None, self.data_dir, None)
         try:
-            connect(self._client | {"bootstrap.servers": self._given}, timeout_s=5)
+            connect(self._client | {"bootstrap.servers": self._given}, timeout_s=2)
         except BrokerUnreachable:
             return BrokerStatus(False, "environment", self._given, None, self.data_dir, None)
         return BrokerStatus(True, "environment", self._given, None, self.data_dir, None)

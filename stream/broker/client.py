@@ -22,7 +22,7 @@ _silent.addHandler(logging.NullHandler())
 _silent.propagate = False
 
 
-def connect(client: Mapping[str, Any], timeout_s: float = 10.0, mend: str = MEND) -> AdminClient:
+def connect(client: Mapping[str, Any], timeout_s: float = 5.0, mend: str = MEND) -> AdminClient:
     """A client of a broker that has answered.
 
     Args:

@@ -238,8 +238,9 @@ def create_app(settings: Settings) -> ForeclickApp:
 
 def run_worker(settings: Settings) -> None:
     """Run the worker until SIGTERM or SIGINT; the process exits with 0 after the open transactions have ended."""
-    worker = faust.Worker(create_app(settings), redirect_stdouts=False, override_logging=False)
-    worker.spinner = None  # it writes to standard output, which is not Faust's
+    # quiet, and no spinner: standard output and error are not Faust's to decorate.
+    worker = faust.Worker(create_app(settings), quiet=True, redirect_stdouts=False, override_logging=False)
+    worker.spinner = None
     code: Any = 0
     try:
         worker.execute_from_commandline()

@@ -13,7 +13,7 @@ from stream.sessions import APPLIED, DUPLICATE, FUTURE, LATE, NEVER_S, FoldRules
 def fold_one_by_one(
     rows: np.ndarray, events: EventColumns, rules: FoldRules, now_ms: int | None, epoch: bytes
 ) -> tuple[list[int], list[bool], list[dict]]:
-    """Fold one event at a time, in plain Python; changes the rows, returns outcomes and the columns of each event."""
+    """Fold in place; the outcome and lateness of every event, and the columns of every applied one."""
     outcomes, late_applied, seen = [], [], []
     turns = [0] * len(rows)
     width = rows["w_item"].shape[1]

@@ -24,7 +24,7 @@ def columns(events: list[Event], codes: NameCodes) -> EventColumns:
 
 
 def test_names_become_codes_and_missing_ones_zero() -> None:
-    """Items and categories get their codes, missing and empty ones 0, an action outside the vocabulary ``other``."""
+    """Items and categories get their codes, missing and empty ones 0, an unknown action is ``other``."""
     codes = NameCodes()
     made = columns(
         [event(item_id="i", category_id="c"), event(item_id="", action="dance"), event(action="cart")],

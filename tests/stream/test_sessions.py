@@ -127,10 +127,10 @@ def assert_equal_to_reference(
             assert column.tobytes() == wanted.tobytes(), name
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(turns, st.sets(st.integers(0, 60)), st.sampled_from([None, NOON, NOON + 1_500_000]))
 def test_fold_equals_one_event_at_a_time(turns: list[Turn], cuts: set[int], now_ms: int | None) -> None:
-    """Outcomes, columns and row bytes are those of a plain loop, wherever the log is cut into micro-batches."""
+    """Outcomes, columns and row bytes are those of a plain loop, wherever micro-batches end."""
     assert_equal_to_reference(
         SMALL, events_of(turns), sorted(cut for cut in cuts if cut <= len(turns)), now_ms
     )
@@ -200,7 +200,7 @@ def test_any_split_into_batches_gives_the_same_bytes(seed: int, cuts: list[int])
 
 
 def test_logarithms_do_not_depend_on_neighbours() -> None:
-    """log1p of gaps and prices has the same bits alone, shuffled, and at every length up to some vector registers."""
+    """log1p has the same bits alone, shuffled, and at every length up to some vector registers."""
     draw = np.random.default_rng(3)
     values = np.exp(draw.uniform(-12, 25, 2000))
     alone = np.array([np.log1p(values[n : n + 1])[0] for n in range(2000)])
@@ -231,7 +231,7 @@ def test_a_repeat_changes_nothing() -> None:
 
 
 def test_late_limit_at_its_edge() -> None:
-    """30 minutes before the user's last time is applied in arrival order with gap 0; a millisecond more is late."""
+    """30 minutes before the user's last time is applied, with gap 0; a millisecond more is late."""
     edge = NOON - RULES.late_limit_ms
     rows, result = folded(
         [Turn(), Turn(time_ms=edge), Turn(time_ms=edge - 1), Turn(time_ms=edge - 1, replayed=True)]
@@ -244,7 +244,7 @@ def test_late_limit_at_its_edge() -> None:
 
 
 def test_future_limit_at_its_edge() -> None:
-    """5 minutes ahead of the clock is applied, a millisecond more is future; replayed or without a clock it is not."""
+    """5 minutes ahead of the clock is applied, a millisecond more is future, unless replayed."""
     edge = NOON + RULES.future_limit_ms
     ahead = [
         Turn(user=0, time_ms=edge),
@@ -265,7 +265,7 @@ def test_a_future_event_does_not_make_others_late() -> None:
 
 
 def test_a_session_ends_after_more_than_the_gap() -> None:
-    """A silence of exactly 30 minutes goes on, one more millisecond begins a session and clears its counts."""
+    """30 minutes of silence end no session; a millisecond more does, and clears its counts."""
     gap = RULES.session_gap_ms
     rows, result = folded([Turn(), Turn(time_ms=NOON + gap), Turn(time_ms=NOON + 2 * gap + 1, action=2)])
     assert result.columns["new_session"].tolist() == [True, False, True]

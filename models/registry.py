@@ -101,6 +101,11 @@ def save_artefact(root: Path, network: Network, manifest: dict[str, Any]) -> Pat
     return folder
 
 
+def unsaved(network: Network, manifest: dict[str, Any]) -> Artefact:
+    """A model that is not on disk yet, to be measured by the engine that will serve it."""
+    return _assemble({**manifest, "weights": {"sha256": "01" * 32}}, network)
+
+
 def describe(
     name: str,
     version: str,
@@ -162,7 +167,8 @@ def load_artefact(folder: Path) -> Artefact:
         )
     weights = _read_weights(folder, manifest)
     try:
-        network = Network(Architecture(**manifest["architecture"]))
+        with torch.random.fork_rng(devices=[]):  # a running program's chances are not for loading to draw from
+            network = Network(Architecture(**manifest["architecture"]))
         network.load_state_dict(load_tensors(weights))
         artefact = _assemble(manifest, network)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -188,8 +194,10 @@ def untrained(
 
     ``changes`` are further fields of the manifest.
     """
-    torch.manual_seed(seed)
     architecture = Architecture(hidden=hidden, n_actions=len(actions) + 1, n_categories=len(categories))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(architecture)
     width = numeric_width(architecture.n_actions)
     features = FeatureSpec(
         ActionVocabulary(actions),
@@ -202,7 +210,7 @@ def untrained(
     nothing = np.zeros(0)
     reference = Reference.fit(nothing, nothing, np.zeros((0, 3), np.float32))
     manifest = describe(name, version, architecture, features, reference)
-    return save_artefact(Path(root), Network(architecture), {**manifest, **changes})
+    return save_artefact(Path(root), network, {**manifest, **changes})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""``foreclick models``: look into model folders, and make the bundled one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stream.cli.options import Json, finish
+
+app_models = typer.Typer(no_args_is_help=True, help="Look into model folders, and make the bundled one.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``models``."""
+    app.add_typer(app_models, name="models")
+
+
+@app_models.command(epilog="Example: foreclick models verify models/shop/1")
+def verify(
+    folder: Annotated[Path | None, typer.Argument(help="<root>/<name>/<version>; the bundled one by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check sizes, hash, features and golden outputs."""
+    from models.registry import bundled, load_artefact
+
+    artefact = load_artefact(folder or bundled())
+    label = f"{artefact.name}/{artefact.version}"
+    digest = artefact.manifest["weights"]["sha256"]
+    finish({"model": label, "sha256": digest, "ok": True}, f"{label} is whole: SHA-256 {digest}", as_json)
+
+
+@app_models.command(epilog="Example: foreclick models show models/shop/1")
+def show(
+    folder: Annotated[Path | None, typer.Argument(help="<root>/<name>/<version>; the bundled one by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a model is, what it was trained on, how good it was."""
+    from models.registry import bundled, load_artefact
+
+    manifest = load_artefact(folder or bundled()).manifest
+    told = {
+        name: manifest[name]
+        for name in ("name", "version", "architecture", "actions", "churn_horizon_s", "training", "metrics", "weights")
+    }
+    told["categories"] = len(manifest["categories"])
+    told["training"] = {name: value for name, value in told["training"].items() if name != "curve"}
+    finish(told, json.dumps(told, indent=2), as_json)
+
+
+@app_models.command(epilog="Example: foreclick models make --out models --version 2")
+def make(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The model store; the package's own by default.", show_default=False)
+    ] = None,
+    name: Annotated[str, typer.Option("--name")] = "shop-lstm",
+    version: Annotated[str, typer.Option("--version", help="Versions are never overwritten.")] = "1",
+    users: Annotated[int, typer.Option("--users", min=1, help="Simulated users.")] = 2000,
+    events: Annotated[int, typer.Option("--events", min=1, help="Simulated events.")] = 80_000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 15,
+    as_json: Json = False,
+) -> None:
+    """Train the bundled model on the simulator and compare it on users that it did not see."""
+    from models.registry import bundled
+    from stream.bundled_model import make as make_model
+    from stream.cli.train import print_epoch
+
+    folder, result = make_model(
+        out or bundled().parents[1],
+        name=name,
+        version=version,
+        users=users,
+        events=events,
+        seed=seed,
+        epochs=epochs,
+        progress=print_epoch,
+    )
+    lines = [f"{folder}", "next-action log-loss on unseen users, 95 % interval by user:"]
+    for label, entry in result.items():
+        lines.append(f"  {label:22} {entry['value']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]  n={entry['n']}")
+    if result["network_minus_markov2"]["high"] >= 0:
+        lines.append("The network is not ahead of Markov 2: the simulator is too easy or the network too weak.")
+    finish({"model": str(folder), **result}, "\n".join(lines), as_json)

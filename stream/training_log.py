@@ -1,0 +1,85 @@
+"""Files of events, folded as the worker folds them, into what models are trained and measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.training_log import TrainingLog, by_user
+from models.vocabulary import DEFAULT_ACTIONS, MAX_ACTIONS, OTHER, ActionVocabulary
+from stream.errors import InputFileError
+from stream.events import Event, decode_events
+from stream.files import LogFile
+from stream.formats import adapt_object
+from stream.rows import RowLayout
+from stream.sessions import FoldRules, NameCodes, columns_of, fold
+
+_RARE_CATEGORIES = 1_000_000  # codes remembered while a file is folded
+
+
+def training_log(
+    files: Sequence[LogFile],
+    rules: FoldRules | None = None,
+    utc_offset_s: int = 0,
+    actions: ActionVocabulary | None = None,
+) -> TrainingLog:
+    """Fold whole files, one user's events in their order, every user from a blank row.
+
+    Args:
+        files: read by ``stream.files.read_log``; lines that are no events are left out.
+        rules: of sessions and lateness, those of the worker that will serve the model.
+        utc_offset_s: the shop's clock against UTC.
+        actions: of the model that will be measured; without, those of the events (``actions_of``).
+
+    Raises:
+        InputFileError: no line of the files is an event.
+    """
+    events: list[Event] = []
+    digest = hashlib.sha256()
+    for file in files:
+        records = file.records
+        for record in records:
+            digest.update(record.value)
+            digest.update(b"\n")
+        decoded = decode_events([record.key for record in records], [record.value for record in records], adapt_object)
+        events += [event for event in decoded if isinstance(event, Event)]
+    names = ", ".join(file.name for file in files)
+    if not events:
+        raise InputFileError(f"No line of {names} is an event. Name the right --format, or see `foreclick doctor`.")
+    vocabulary = actions or actions_of(events)
+    users = {user: row for row, user in enumerate(dict.fromkeys(event.user_id for event in events))}
+    row = np.fromiter((users[event.user_id] for event in events), np.int32, len(events))
+    count = len(events)
+    columns = columns_of(
+        events,
+        row,
+        np.arange(count),
+        np.zeros(count, np.bool_),
+        vocabulary,
+        codes := NameCodes(_RARE_CATEGORIES),
+        names.encode(),
+    )
+    blank = RowLayout(len(vocabulary), state_width=0).blank(len(users))
+    folded = fold(blank, columns, rules or FoldRules(), None, bytes(8), len(vocabulary))
+    return TrainingLog(
+        columns=by_user(folded.columns),
+        user_ids=list(users),
+        category_names={codes[name]: name for name in {event.category_id for event in events} if name},
+        actions=vocabulary,
+        utc_offset_s=utc_offset_s,
+        digest=digest.hexdigest(),
+        files=tuple(Path(file.name).name for file in files),
+    )
+
+
+def actions_of(events: Sequence[Event]) -> ActionVocabulary:
+    """The usual actions if the events have no others, else the log's own, at most 64, most frequent first."""
+    count = Counter(event.action for event in events)
+    if not count.keys() - {*DEFAULT_ACTIONS, OTHER}:
+        return ActionVocabulary(DEFAULT_ACTIONS)
+    own = sorted((name for name in count if name != OTHER), key=lambda name: (-count[name], name))
+    return ActionVocabulary(own[:MAX_ACTIONS])

@@ -18,6 +18,7 @@ from stream.engine.service import EngineMetrics
 from stream.scoring import Counts
 
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+MAX_NAMES = 1000  # unknown fields that are remembered, so that a hostile producer cannot fill the memory
 SIZE_BOUNDS = (1, 4, 16, 64, 256, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -71,7 +72,9 @@ class Metrics(EngineMetrics):
         self.erased = counter("users_erased_total", "Users erased by a tombstone")
         self.transactions = counter("transactions_total", "Committed transactions")
         self.dead_letters = counter("dlq_records_total", "Rejected records sent to the dead letters", ("reason",))
-        self.unknown = counter("unknown_names_total", "Names that the model does not know, once each", ("kind",))
+        unknown = gauge("unknown_names", "Names not known so far, each counted once (fields are sampled)", ("kind",))
+        self._unknown_actions, self._unknown_fields = unknown.labels("action"), unknown.labels("field")
+        self._fields: set[str] = set()
         self.mismatches = counter("position_mismatch_total", "Partitions whose state and committed offset differed")
         self.released = counter("batch_released_total", "Micro-batches given to the model", ("reason",))
         self.event_to_score = ArrayHistogram(
@@ -117,6 +120,10 @@ class Metrics(EngineMetrics):
         self.transactions.inc()
         for reason, count in counts.dead_letters.items():
             self.dead_letters.labels(reason).inc(count)
+        self._unknown_actions.set(counts.unknown_actions)
+        if counts.unknown_fields and len(self._fields) < MAX_NAMES:
+            self._fields |= counts.unknown_fields
+            self._unknown_fields.set(len(self._fields))
         self.event_to_score.observe(committed_s - counts.timestamps_ms / 1000)
         self.commit.observe(committed_s - received_s)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from models.vocabulary import ActionVocabulary
 from stream.dead_letters import REPLAYED_HEADER, dead_letter
-from stream.events import Adapt, Event, Rejection, decode_events
+from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules, NameCodes, columns_of, fold, rebuild_columns
@@ -71,7 +71,10 @@ class FoldedClicks:
 
 @dataclass(slots=True)
 class Counts:
-    """What a micro-batch tells the metrics, once."""
+    """What a micro-batch tells the metrics, once.
+
+    ``unknown_fields`` are those of one record in the batch: enough to find every producer that sends them.
+    """
 
     events: int
     duplicates: int
@@ -79,6 +82,8 @@ class Counts:
     erased: int
     dead_letters: dict[str, int]
     predictions: int
+    unknown_actions: int
+    unknown_fields: set[str]
     timestamps_ms: np.ndarray
 
 
@@ -253,6 +258,8 @@ class ClicksWork:
             erased=len(decoded.erased),
             dead_letters=reasons,
             predictions=predictions,
+            unknown_actions=len(self._codes.unknown_actions),
+            unknown_fields=unknown_fields(decoded.records[-1].value or b"") if decoded.records else set(),
             timestamps_ms=np.fromiter((r.timestamp for r in decoded.records), np.int64, len(decoded.records)),
         )
         return Rendered(messages, [*rows.items(), *folded.names], int(times.max()) if len(times) else 0, counts)
@@ -356,7 +363,7 @@ def clicks_work(
         renderer=renderer,
         names=CategoryNames(vocabulary, dict(seen_names or {})),
         rules=FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000),
-        codes=codes or NameCodes(),
+        codes=NameCodes() if codes is None else codes,
         score=score,
         adapt=adapt,
         every=settings.predictions == "every",

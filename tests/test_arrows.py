@@ -25,10 +25,20 @@ PURE = [
 ]
 # What looks at the world: files, processes, the network, other threads, chance, the clock. pathlib may find the
 # schemas that are shipped beside the code: they are constants.
-WORLD = set("os io shutil tempfile subprocess socket select ssl urllib http asyncio threading".split())
-WORLD |= set("multiprocessing concurrent signal random secrets uuid time".split())
-ACTS = set("open print input write_text write_bytes mkdir unlink".split())
-CLOCKS = set("now utcnow today time_ns monotonic perf_counter".split())
+WORLD = {"os", "io", "shutil", "tempfile", "subprocess", "socket", "select", "ssl", "urllib", "http"}
+WORLD |= {
+    "asyncio",
+    "threading",
+    "multiprocessing",
+    "concurrent",
+    "signal",
+    "random",
+    "secrets",
+    "uuid",
+    "time",
+}
+ACTS = {"open", "print", "input", "write_text", "write_bytes", "mkdir", "unlink"}
+CLOCKS = {"now", "utcnow", "today", "time_ns", "monotonic", "perf_counter"}
 COMMAND_LINE = {"typer", "rich", "click"}
 
 

@@ -204,8 +204,9 @@ class ClicksWork:
         columns = columns_of(
             decoded.events, decoded.slots, offsets, decoded.replayed, self._actions, self._codes, self._source_prefix
         )
-        state = np.ascontiguousarray(unpacked["state"])
-        window_category = np.ascontiguousarray(unpacked["w_category"])
+        # Copies of what stood before the fold. (ascontiguousarray would keep the odd stride of a single row.)
+        state = unpacked["state"].copy()
+        window_category = unpacked["w_category"].copy()
         stale_rows = np.flatnonzero((unpacked["fingerprint"] != self._fingerprint) & (unpacked["window_count"] > 0))
         stale = self._rebuild(unpacked, stale_rows) if len(stale_rows) else None
         folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(self._actions.names))

@@ -8,82 +8,65 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from confluent_kafka import Message
-
 from stream.broker.topics import TopicInfo
-from stream.dead_letters import REPLAYED_HEADER
+from stream.dead_letters import REPLAYED_HEADER, DeadLetter, parse
 from stream.errors import TopicError
 from stream.settings import Settings
-from stream.stage import FENCE_KEY
 from stream.tool_positions import ToolPositions, produce
-from stream.topic_reader import Bounds, bounds, read, read_all, reader
+from stream.topic_reader import Bounds, CommittedRecord, bounds, read, read_all, reader
 from stream.topics import existing
 
-REASON = "clicks.reason"
-ERRORS = "__streams.errors."  # KIP-1034: exception, message, topic, partition, offset
 TRANSACTION_RECORDS = 500
 ANY_PARTITION = -1
 
 
-@dataclass(frozen=True)
-class DeadLetter:
-    """One rejected record: where it lies, why, where it came from, and its original bytes."""
+@dataclass(frozen=True, slots=True)
+class StoredLetter:
+    """A dead letter at its place in the topic: original bytes, and what its headers say."""
 
     partition: int
     offset: int
     timestamp_ms: int
-    reason: str
-    message: str
-    source: str
-    source_partition: int
-    source_offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]  # the original record's own
+    letter: DeadLetter
 
     @classmethod
-    def read(cls, message: Message) -> DeadLetter:
-        """From the record in the dead letters' topic; headers that are missing read as empty or -1."""
-        headers = [(name, value or b"") for name, value in message.headers() or ()]
-        by_name = {name: value.decode(errors="replace") for name, value in headers}
-        return cls(
-            partition=message.partition(),
-            offset=message.offset(),
-            timestamp_ms=message.timestamp()[1],
-            reason=by_name.get(REASON, ""),
-            message=by_name.get(ERRORS + "message", ""),
-            source=by_name.get(ERRORS + "topic", ""),
-            source_partition=_number(by_name.get(ERRORS + "partition")),
-            source_offset=_number(by_name.get(ERRORS + "offset")),
-            key=message.key(),
-            value=message.value(),
-            headers=tuple(
-                (name, value)
-                for name, value in headers
-                if name not in (REASON, REPLAYED_HEADER) and not name.startswith(ERRORS)
-            ),
-        )
+    def read(cls, record: CommittedRecord) -> StoredLetter | None:
+        """From a record of the topic; None when it is no dead letter of ours."""
+        letter = parse(record.headers)
+        if letter is None:
+            return None
+        return cls(record.partition, record.offset, record.timestamp, record.key, record.value, letter)
 
     def described(self) -> dict[str, Any]:
         """Plain values; bytes that are no UTF-8 stand in ``*_base64``."""
-        shown: dict[str, Any] = {
+        letter = self.letter
+        return {
             "partition": self.partition,
             "offset": self.offset,
             "timestamp_ms": self.timestamp_ms,
-            "reason": self.reason,
-            "message": self.message,
-            "source": {"topic": self.source, "partition": self.source_partition, "offset": self.source_offset},
+            **described(self.key, self.value, letter),
         }
-        for name, raw in (("key", self.key), ("value", self.value)):
-            try:
-                shown[name] = None if raw is None else raw.decode()
-            except UnicodeDecodeError:
-                shown[f"{name}_base64"] = base64.b64encode(raw or b"").decode()
-        shown["headers"] = {name: value.decode(errors="replace") for name, value in self.headers}
-        return shown
 
 
-def dead_letters(settings: Settings) -> Iterator[DeadLetter]:
+def described(key: bytes | None, value: bytes | None, letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as plain values; bytes that are no UTF-8 stand in ``*_base64``."""
+    shown: dict[str, Any] = {
+        "reason": letter.reason,
+        "message": letter.message,
+        "source": {"topic": letter.topic, "partition": letter.partition, "offset": letter.offset},
+    }
+    for name, raw in (("key", key), ("value", value)):
+        try:
+            shown[name] = None if raw is None else raw.decode()
+        except UnicodeDecodeError:
+            shown[f"{name}_base64"] = base64.b64encode(raw or b"").decode()
+    shown["headers"] = {name: (raw or b"").decode(errors="replace") for name, raw in letter.headers}
+    return shown
+
+
+def dead_letters(settings: Settings) -> Iterator[StoredLetter]:
     """All dead letters there are.
 
     Raises:
@@ -91,20 +74,22 @@ def dead_letters(settings: Settings) -> Iterator[DeadLetter]:
         BrokerUnreachable: nobody answers.
     """
     topic = existing(settings, settings.dead_letters_topic)
-    for message in read_all(settings.kafka.librdkafka(), topic.name, topic.partitions):
-        if message.key() != FENCE_KEY:
-            yield DeadLetter.read(message)
+    for record in read_all(settings.kafka.librdkafka(), topic.name, topic.partitions):
+        found = StoredLetter.read(record)
+        if found is not None:
+            yield found
 
 
-def dead_letter_at(settings: Settings, partition: int, offset: int) -> DeadLetter:
+def dead_letter_at(settings: Settings, partition: int, offset: int) -> StoredLetter:
     """One dead letter; raises TopicError when there is none at that place."""
     topic = existing(settings, settings.dead_letters_topic)
     with reader(settings.kafka.librdkafka()) as consumer:
         if 0 <= partition < topic.partitions:
             start, end = bounds(consumer, topic.name, topic.partitions)[partition]
             if start <= offset < end:
-                for message in read(consumer, topic.name, {partition: Bounds(offset, offset + 1)}):
-                    return DeadLetter.read(message)
+                for record in read(consumer, topic.name, {partition: Bounds(offset, offset + 1)}):
+                    if found := StoredLetter.read(record):
+                        return found
     raise TopicError(
         f"There is no dead letter at {topic.name}[{partition}]@{offset}. `foreclick dlq list` shows where they are."
     )
@@ -114,7 +99,7 @@ def replay_dead_letters(
     settings: Settings,
     reason: str | None = None,
     limit: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
     """Send dead letters into the input topic again, with their original key and bytes, each once ever.
 
@@ -134,7 +119,9 @@ def replay_dead_letters(
     source = existing(settings, settings.clicks_topic)
     positions = ToolPositions(settings, "dlq-replay")
     topic_id = base64.urlsafe_b64encode(letters.topic_id).decode()
-    memory = {number: Memory.of(positions.get(f"{topic_id}/{number}")) for number in range(letters.partitions)}
+    memory = {
+        number: Memory.of(positions.get(f"{topic_id}/{number}")) for number in range(letters.partitions)
+    }
     counts: dict[str, int] = {}
     with reader(settings.kafka.librdkafka()) as consumer:
         stretches = {
@@ -145,12 +132,12 @@ def replay_dead_letters(
         while group := list(islice(due, TRANSACTION_RECORDS)):
             moved: dict[str, Any] = {}
             with positions.transaction(moved) as producer:
-                for letter in group:
-                    produce(producer, source.name, **_again(letter, letters, source))
-                    memory[letter.partition].sent(letter.offset, reason)
-                    moved[f"{topic_id}/{letter.partition}"] = memory[letter.partition].value()
-            for letter in group:
-                counts[letter.reason] = counts.get(letter.reason, 0) + 1
+                for stored in group:
+                    produce(producer, source.name, **_again(stored, letters, source))
+                    memory[stored.partition].sent(stored.offset, reason)
+                    moved[f"{topic_id}/{stored.partition}"] = memory[stored.partition].value()
+            for stored in group:
+                counts[stored.letter.reason] = counts.get(stored.letter.reason, 0) + 1
             progress(sum(counts.values()))
     return counts
 
@@ -188,29 +175,25 @@ class Memory:
         self.ahead = {reason: end for reason, end in self.ahead.items() if end > self.next}
 
 
-def _due(messages: Iterable[Message], memory: Mapping[int, Memory], reason: str | None) -> Iterator[DeadLetter]:
-    for message in messages:
-        letter = DeadLetter.read(message)
-        if message.key() == FENCE_KEY or (reason is not None and letter.reason != reason):
+def _due(
+    records: Iterable[CommittedRecord], memory: Mapping[int, Memory], reason: str | None
+) -> Iterator[StoredLetter]:
+    for record in records:
+        stored = StoredLetter.read(record)
+        if stored is None or (reason is not None and stored.letter.reason != reason):
             continue
-        if not memory[letter.partition].holds(letter.offset, letter.reason):
-            yield letter
+        if not memory[stored.partition].holds(stored.offset, stored.letter.reason):
+            yield stored
 
 
-def _again(letter: DeadLetter, letters: TopicInfo, source: TopicInfo) -> dict[str, Any]:
-    origin = f"{letters.name}/{letter.partition}/{letter.offset}".encode()
+def _again(stored: StoredLetter, letters: TopicInfo, source: TopicInfo) -> dict[str, Any]:
+    letter = stored.letter
+    origin = f"{letters.name}/{stored.partition}/{stored.offset}".encode()
     # The partition where it stood is where its user's row is, whatever partitioner the producer had.
-    known = letter.source == source.name and 0 <= letter.source_partition < source.partitions
+    known = letter.topic == source.name and 0 <= letter.partition < source.partitions
     return {
-        "partition": letter.source_partition if known else ANY_PARTITION,
-        "key": letter.key,
-        "value": letter.value,
+        "partition": letter.partition if known else ANY_PARTITION,
+        "key": stored.key,
+        "value": stored.value,
         "headers": [*letter.headers, (REPLAYED_HEADER, origin)],
     }
-
-
-def _number(text: str | None) -> int:
-    try:
-        return int(text or "")
-    except ValueError:
-        return -1

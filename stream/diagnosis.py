@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from confluent_kafka import Message
 
 from models.errors import ForeclickError
 from stream.broker.client import connect
@@ -24,7 +23,7 @@ from stream.events import Event, Rejection, decode_events, unknown_fields
 from stream.formats import adapt_object
 from stream.local_rows import TABLE
 from stream.settings import Settings
-from stream.topic_reader import Bounds, bounds, read, reader
+from stream.topic_reader import Bounds, CommittedRecord, bounds, read, reader
 from stream.topics import Finding, check, existing
 
 SAMPLE_RECORDS = 1000
@@ -65,11 +64,11 @@ def broker(settings: Settings) -> Iterator[Finding]:
 def sample(settings: Settings) -> list[Finding]:
     """The newest records of the input, as the pipeline would judge them."""
     source = existing(settings, settings.clicks_topic)
-    messages = list(newest(settings, source, SAMPLE_RECORDS))
-    return judge([message.key() for message in messages], [message.value() for message in messages], source.name)
+    records = list(newest(settings, source, SAMPLE_RECORDS))
+    return judge([record.key for record in records], [record.value for record in records], source.name)
 
 
-def newest(settings: Settings, topic: TopicInfo, count: int) -> Iterator[Message]:
+def newest(settings: Settings, topic: TopicInfo, count: int) -> Iterator[CommittedRecord]:
     """About ``count`` of the newest records, spread over the partitions."""
     each = max(1, count // topic.partitions)
     with reader(settings.kafka.librdkafka()) as consumer:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import rocksdict
 import xxhash
@@ -43,7 +44,7 @@ class LocalRows:
                 options=rocksdict.Options(raw_mode=True),
                 access_type=rocksdict.AccessType.read_only(error_if_log_file_exist=False),
             )
-        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+        except Exception as error:  # rocksdict raises bare Exception
             raise StoreError(
                 f"Store {folder} cannot be read ({error}). Move it away and start the worker: the rows are restored "
                 "from the changelog."
@@ -74,7 +75,8 @@ class LocalRows:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Everything that the changelog should hold as well."""
-        for key, value in self._db.items():
+        entries: Any = self._db.items()
+        for key, value in entries:
             if key not in _LOCAL_KEYS:
                 yield key, value
 

@@ -46,9 +46,9 @@ def score_batches(
     artefact: Artefact,
     step_engine: StepEngine,
     topic: str,
+    *,
     topic_id: bytes = NO_TOPIC_ID,
     partition: int = 0,
-    *,
     adapt: Callable[[dict[str, Any]], dict[str, Any] | None] | None = adapt_object,
     micro_batch: int = MICRO_BATCH,
 ) -> Iterator[Rendered]:
@@ -57,8 +57,13 @@ def score_batches(
     Args:
         records: of one partition (``OfflineRecord`` or a consumer's), in the order of their offsets.
         settings: names of the outputs, limits of sessions and lateness, ``predictions`` and ``user_vectors``.
-        topic, topic_id, partition: the source that predictions name; the id's bytes are part of ``ce_id``.
+        artefact: the model, loaded and checked.
+        step_engine: over that artefact.
+        topic: the source that predictions name.
+        topic_id: of the source; it is part of ``ce_id`` and of the ids of events that have none.
+        partition: of the source.
         adapt: recognises foreign shapes; None takes canonical events only.
+        micro_batch: records folded and scored at once; no bit depends on it.
 
     Returns:
         Messages by topic, rows and counts, as the worker would have committed them. Nothing is ahead of the clock:
@@ -92,10 +97,8 @@ def score_records(
     artefact: Artefact,
     step_engine: StepEngine,
     topic: str,
-    topic_id: bytes = NO_TOPIC_ID,
-    partition: int = 0,
     **options: Any,
 ) -> Iterator[Message]:
     """Key, value and headers of each prediction, in the order of the records; arguments as ``score_batches``."""
-    for rendered in score_batches(records, settings, artefact, step_engine, topic, topic_id, partition, **options):
+    for rendered in score_batches(records, settings, artefact, step_engine, topic, **options):
         yield from rendered.messages.get(settings.predictions_topic, ())

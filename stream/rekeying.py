@@ -15,14 +15,13 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-from confluent_kafka import Message
 
 from stream.broker.topics import TopicInfo
 from stream.errors import ConfigurationError
 from stream.formats import FORMATS, JsonLines, Rejected, adapt_object, adapt_record
 from stream.settings import Settings
 from stream.tool_positions import ToolPositions, produce
-from stream.topic_reader import Bounds, bounds, read, reader
+from stream.topic_reader import Bounds, CommittedRecord, bounds, read, reader
 from stream.topics import existing
 
 TRANSACTION_RECORDS = 5000
@@ -102,7 +101,7 @@ def rekey(
     source: str,
     target: str,
     format_name: str = "auto",
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Rekeyed:
     """Copy what the source holds now; a later call goes on where this one ended.
 
@@ -130,18 +129,18 @@ def rekey(
         while group := list(islice(merged, TRANSACTION_RECORDS)):
             moved: dict[str, Any] = {}
             with positions.transaction(moved) as producer:
-                for message in group:
-                    record = _record(message, find, found)
-                    if record is not None:
-                        produce(producer, target, partition=-1, **record)
-                    moved[f"{pair}/{message.partition()}"] = message.offset() + 1
+                for record in group:
+                    keyed = _keyed(record, find, found)
+                    if keyed is not None:
+                        produce(producer, target, partition=-1, **keyed)
+                    moved[f"{pair}/{record.partition}"] = record.offset + 1
             progress(found.read)
     return found
 
 
 def _merged(
     settings: Settings, topic: TopicInfo, start: Callable[[int], int], stack: ExitStack
-) -> Iterator[Message]:
+) -> Iterator[CommittedRecord]:
     client = settings.kafka.librdkafka()
     with reader(client) as consumer:
         ends = bounds(consumer, topic.name, topic.partitions)
@@ -151,22 +150,22 @@ def _merged(
         if stretch.start < stretch.end:
             consumer = stack.enter_context(reader({**client, **READER}))
             streams.append(read(consumer, topic.name, {number: stretch}))
-    return heapq.merge(*streams, key=lambda message: message.timestamp()[1])
+    return heapq.merge(*streams, key=lambda record: record.timestamp)
 
 
-def _record(
-    message: Message, find: Callable[[bytes], tuple[bytes, bytes] | None], found: Rekeyed
+def _keyed(
+    record: CommittedRecord, find: Callable[[bytes], tuple[bytes, bytes] | None], found: Rekeyed
 ) -> dict[str, Any] | None:
-    value, key = message.value(), message.key()
+    value, key = record.value, record.key
     if value is None:
         found.tombstones += 1
         return None
-    kept = {"headers": message.headers() or [], "timestamp": message.timestamp()[1]}
+    kept = {"headers": record.headers, "timestamp": record.timestamp}
     named = find(value)
     if named is None or not named[0]:
         found.not_keyed += 1
         if len(found.examples) < 5:
-            found.examples.append(f"{message.topic()}[{message.partition()}]@{message.offset()}")
+            found.examples.append(f"{record.topic}[{record.partition}]@{record.offset}")
         return {"key": key, "value": value, **kept}
     if named[0] == key:
         found.kept += 1

@@ -43,20 +43,22 @@ def producer_of(client: dict[str, Any], **settings: Any) -> Producer:
     )
 
 
-def replay(
+def replay(  # noqa: PLR0917 - callers name what is not obvious
     records: Iterable[FileRecord],
     client: dict[str, Any],
     topic: str,
     rate: float | None = None,
     speed: float | None = None,
-    progress: Progress = lambda sent: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, float]:
     """Produce the records in their order, key = user id, and wait until the broker has all of them.
 
     Args:
+        records: in the order in which they are to be sent.
         client: librdkafka settings that reach the broker.
+        topic: where to; it must exist.
         rate: records a second.
-        speed: event seconds a second, so 60 replays an hour in a minute; a record without a time follows the one before.
+        speed: event seconds a second: 60 replays an hour in a minute. A record without a time follows the one before.
         progress: told the number of records sent so far, about every 1,000.
 
     Returns:
@@ -103,9 +105,11 @@ def paced(
     """The records in groups that are handed out when they are due.
 
     Args:
+        records: in order.
         rate: records a second; without a rate and a speed nothing waits.
         speed: event seconds a second of the clock.
-        clock: seconds. ``wait(seconds)`` may return early.
+        clock: gives seconds.
+        wait: waits for so many seconds; it may return early.
     """
     group: list[FileRecord] = []
     began, first_ms, due_s, now_s = clock(), None, 0.0, 0.0
@@ -147,6 +151,12 @@ def _refusal(
             f"The broker at {address} acknowledged no more records ({left + len(refused)} of {sent} are missing). "
             "Look at `foreclick broker status` and replay again: repeated event ids are dropped."
         )
-    if refused[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
-        return TopicError(f"Topic {topic} does not exist at {address}. Create it with `foreclick topics create`.")
+    if refused[0].code() in (
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    ):
+        return TopicError(
+            f"Topic {topic} does not exist at {address}. Create it with `foreclick topics create`."
+        )
     return TopicError(f"The broker refused {len(refused)} of {sent} records for {topic}: {refused[0].str()}.")

@@ -1,10 +1,10 @@
-"""A fresh start: the operator's word that state and position are to be forgotten together.
+r"""A fresh start: the operator's word that state and position are to be forgotten together.
 
 1. Refuse while the group has members or this data directory has a worker.
 2. Delete the group's offsets.
 3. Recreate the changelog, empty, with the settings it had and as many partitions as the source.
 4. For ``latest``: per partition, in one transaction under the worker's own transactional id (which fences a zombie),
-   ``\\0src`` and the group's offset at the topic's end. For ``earliest`` nothing: without both, a partition starts at
+   ``\0src`` and the group's offset at the topic's end. For ``earliest`` nothing: without both, a partition starts at
    the beginning.
 5. Wipe the local rows of this machine. Those of other machines belong to the old changelog, whose topic id they
    carry: their workers wipe them when they start.
@@ -67,7 +67,9 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
     try:
         _forget_group(admin, settings.app_id)
         recreate_topics(client, [_changelog_spec(settings, source, client)])
-        positions = _begin_at_end(settings, source) if to == "latest" else dict.fromkeys(range(source.partitions))
+        positions = (
+            _begin_at_end(settings, source) if to == "latest" else dict.fromkeys(range(source.partitions))
+        )
         _wipe(settings)
     finally:
         held.close()
@@ -75,7 +77,9 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
 
 
 def _refuse_members(admin: AdminClient, group: str) -> None:
-    described = _outcome(admin.describe_consumer_groups([group])[group], missing=KafkaError.GROUP_ID_NOT_FOUND)
+    described = _outcome(
+        admin.describe_consumer_groups([group])[group], missing=KafkaError.GROUP_ID_NOT_FOUND
+    )
     if described is not None and described.members:
         hosts = ", ".join(sorted({member.host.lstrip("/") for member in described.members}))
         raise TopicError(
@@ -95,13 +99,17 @@ def _changelog_spec(settings: Settings, source: TopicInfo, client: Mapping[str, 
     if present is None:
         return fresh
     kept = {key: present.config[key] for key in KEPT_SETTINGS if key in present.config}
-    return TopicSpec(name, source.partitions, {**kept, "cleanup.policy": "compact"}, present.replication_factor)
+    return TopicSpec(
+        name, source.partitions, {**kept, "cleanup.policy": "compact"}, present.replication_factor
+    )
 
 
 def _begin_at_end(settings: Settings, source: TopicInfo) -> dict[int, int | None]:
     client = settings.kafka.librdkafka()
     with reader(client) as consumer:
-        ends = {number: found.end for number, found in bounds(consumer, source.name, source.partitions).items()}
+        ends = {
+            number: found.end for number, found in bounds(consumer, source.name, source.partitions).items()
+        }
     group = Consumer({**client, "group.id": settings.app_id, "enable.auto.commit": False, "log_level": 0})
     try:
         metadata = group.consumer_group_metadata()

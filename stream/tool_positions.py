@@ -68,9 +68,9 @@ class ToolPositions:
                     )
                 time.sleep(0.05)
             return {
-                message.key().decode(): json.loads(message.value())
-                for message in read(consumer, self._topic, {0: Bounds(*found)})
-                if message.key().startswith(self._prefix.encode())
+                record.key.decode(): json.loads(record.value)
+                for record in read(consumer, self._topic, {0: Bounds(*found)})
+                if record.key and record.value and record.key.startswith(self._prefix.encode())
             }
 
     def get(self, name: str) -> Any:

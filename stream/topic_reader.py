@@ -18,6 +18,18 @@ REQUEST_TIMEOUT_S = 15.0
 IDLE_TIMEOUT_S = 30.0
 
 
+class CommittedRecord(NamedTuple):
+    """A record as it stands in its topic; ``timestamp`` is the broker's, in ms."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    timestamp: int
+
+
 class Bounds(NamedTuple):
     """First offset of a partition, and the one after its last committed record (markers included)."""
 
@@ -67,7 +79,7 @@ def bounds(consumer: Consumer, topic: str, partitions: int) -> dict[int, Bounds]
     return found
 
 
-def read(consumer: Consumer, topic: str, stretches: Mapping[int, Bounds]) -> Iterator[Message]:
+def read(consumer: Consumer, topic: str, stretches: Mapping[int, Bounds]) -> Iterator[CommittedRecord]:
     """Every record of the stretches, in order within a partition; partitions are interleaved as they arrive.
 
     Args:
@@ -82,7 +94,7 @@ def read(consumer: Consumer, topic: str, stretches: Mapping[int, Bounds]) -> Ite
     consumer.assign([TopicPartition(topic, number, stretch.start) for number, stretch in left.items()])
     progressed = time.monotonic()
     while left:
-        messages = consumer.consume(1000, 0.5)
+        messages = consumer.consume(1000, 0.1)
         if messages:
             progressed = time.monotonic()
         elif time.monotonic() - progressed > IDLE_TIMEOUT_S:
@@ -91,25 +103,37 @@ def read(consumer: Consumer, topic: str, stretches: Mapping[int, Bounds]) -> Ite
                 f"No progress for {IDLE_TIMEOUT_S:.0f} s while reading {waiting}. Look at `foreclick broker status`."
             )
         for message in messages:
-            number = message.partition()
+            number, offset, error = int(message.partition() or 0), int(message.offset() or 0), message.error()
             stretch = left.get(number)
             if stretch is None:
                 continue  # beyond the end that was asked for
-            error = message.error()
             if error is None:
-                if message.offset() < stretch.end:
-                    yield message
-                if message.offset() >= stretch.end - 1:
+                if offset < stretch.end:
+                    yield _record(message, number, offset)
+                if offset >= stretch.end - 1:
                     del left[number]
             elif error.code() == KafkaError._PARTITION_EOF:
                 # Only here is the end known where markers of transactions are the last entries.
-                if message.offset() >= stretch.end:
+                if offset >= stretch.end:
                     del left[number]
             else:
                 raise BrokerUnreachable(f"Reading {topic}[{number}] failed: {error.str()}.")
 
 
-def read_all(client: Mapping[str, Any], topic: str, partitions: int) -> Iterator[Message]:
+def read_all(client: Mapping[str, Any], topic: str, partitions: int) -> Iterator[CommittedRecord]:
     """Every committed record of a topic."""
     with reader(client) as consumer:
         yield from read(consumer, topic, bounds(consumer, topic, partitions))
+
+
+def _record(message: Message, partition: int, offset: int) -> CommittedRecord:
+    headers: Any = message.headers() or []
+    return CommittedRecord(
+        str(message.topic()),
+        partition,
+        offset,
+        message.key(),
+        message.value(),
+        headers,
+        message.timestamp()[1],
+    )

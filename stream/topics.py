@@ -31,6 +31,7 @@ def topic_specs(settings: Settings, source_partitions: int | None = None) -> lis
     """The topics as ``topics create`` makes them.
 
     Args:
+        settings: names, copies, and partitions of topics that are new.
         source_partitions: of an input topic that exists already; the changelog must have as many.
     """
     partitions = source_partitions or settings.topics.partitions
@@ -50,7 +51,9 @@ def topic_specs(settings: Settings, source_partitions: int | None = None) -> lis
     }
     dead_letters = {"max.message.bytes": str(SOURCE_MAX_BYTES + DEAD_LETTER_EXTRA_BYTES)}
     return [
-        TopicSpec(settings.clicks_topic, partitions, {**safe, "max.message.bytes": str(SOURCE_MAX_BYTES)}, copies),
+        TopicSpec(
+            settings.clicks_topic, partitions, {**safe, "max.message.bytes": str(SOURCE_MAX_BYTES)}, copies
+        ),
         TopicSpec(settings.predictions_topic, partitions, safe, copies),
         TopicSpec(settings.dead_letters_topic, partitions, {**safe, **dead_letters}, copies),
         TopicSpec(settings.changelog_topic, partitions, {**safe, **changelog}, copies),
@@ -99,7 +102,9 @@ def differences(settings: Settings, found: Mapping[str, TopicInfo]) -> list[Find
     for spec in topic_specs(settings, source.partitions if source else None):
         topic = found.get(spec.name)
         if topic is None:
-            findings.append(Finding("fail", f"Topic {spec.name} does not exist. Create it: foreclick topics create"))
+            findings.append(
+                Finding("fail", f"Topic {spec.name} does not exist. Create it: foreclick topics create")
+            )
             continue
         if topic.replication_factor < 3:
             few_copies.append(f"{topic.name} {topic.replication_factor}")
@@ -110,7 +115,7 @@ def differences(settings: Settings, found: Mapping[str, TopicInfo]) -> list[Find
             Finding(
                 "warn",
                 f"Fewer than 3 copies ({', '.join(few_copies)}): a lost broker may lose data. In production raise "
-                "them with kafka-reassign-partitions.sh, and set FORECLICK_TOPICS__REPLICATION_FACTOR=3 for new topics.",
+                "them with kafka-reassign-partitions.sh; for new topics set FORECLICK_TOPICS__REPLICATION_FACTOR=3.",
             )
         )
     return findings

@@ -32,22 +32,22 @@ def list_letters(
     as_json: Json = False,
 ) -> None:
     """Count dead letters by reason and show the newest."""
-    from stream.dead_letter_topic import DeadLetter, dead_letters
+    from stream.dead_letter_topic import StoredLetter, dead_letters
     from stream.settings import load_settings
 
     settings = load_settings(kafka__bootstrap_servers=bootstrap_servers)
     counts: Counter[str] = Counter()
-    newest: dict[int, deque[DeadLetter]] = {}
-    for letter in dead_letters(settings):
-        if reason is None or letter.reason == reason:
-            counts[letter.reason] += 1
-            newest.setdefault(letter.partition, deque(maxlen=limit)).append(letter)
-    shown = sorted((each for kept in newest.values() for each in kept), key=lambda letter: letter.timestamp_ms)
-    shown = shown[len(shown) - limit :] if len(shown) > limit else shown
+    newest: dict[int, deque[StoredLetter]] = {}
+    for stored in dead_letters(settings):
+        if reason is None or stored.letter.reason == reason:
+            counts[stored.letter.reason] += 1
+            newest.setdefault(stored.partition, deque(maxlen=limit)).append(stored)
+    shown = sorted((each for kept in newest.values() for each in kept), key=lambda each: each.timestamp_ms)
+    shown = shown[max(0, len(shown) - limit) :]
     lines = [
-        f"{letter.partition} {letter.offset}  {letter.reason:13}  {letter.source}[{letter.source_partition}]"
-        f"@{letter.source_offset}  {letter.message}"
-        for letter in shown
+        f"{each.partition} {each.offset}  {each.letter.reason:13}  {each.letter.topic}[{each.letter.partition}]"
+        f"@{each.letter.offset}  {each.letter.message}"
+        for each in shown
     ]
     total = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
     text = "\n".join([*lines, f"{counts.total()} dead letters: {total}"])
@@ -91,5 +91,7 @@ def replay(
         counts = replay_dead_letters(settings, reason, limit, advance)
     replayed = sum(counts.values())
     by_reason = ", ".join(f"{name} {count}" for name, count in counts.items())
-    text = f"{replayed} dead letters sent to {settings.clicks_topic}" + (f" ({by_reason})" if by_reason else "")
+    text = f"{replayed} dead letters sent to {settings.clicks_topic}" + (
+        f" ({by_reason})" if by_reason else ""
+    )
     finish({"replayed": replayed, "by_reason": counts, "topic": settings.clicks_topic}, text, as_json)

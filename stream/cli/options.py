@@ -16,26 +16,38 @@ BootstrapServers = Annotated[
     str | None,
     typer.Option("--bootstrap-servers", "-b", help="Kafka, host:port, comma separated.", show_default=False),
 ]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where this worker's rows live.", show_default=False)]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where this worker's rows live.", show_default=False)
+]
 Model = Annotated[
-    Path | None, typer.Option("--model", help="Model folder <root>/<name>/<version>; the bundled one by default.")
+    Path | None,
+    typer.Option("--model", help="Model folder <root>/<name>/<version>; the bundled one by default."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Format = Annotated[str, typer.Option("--format", help="canonical, segment, ga4, retailrocket, rees46, taobao or auto.")]
+Format = Annotated[
+    str, typer.Option("--format", help="canonical, segment, ga4, retailrocket, rees46, taobao or auto.")
+]
 Columns = Annotated[
-    str | None, typer.Option("--columns", help="Delimited text: user=…,time=…,action=…[,item=…,category=…,price=…].")
+    str | None,
+    typer.Option("--columns", help="Delimited text: user=…,time=…,action=…[,item=…,category=…,price=…]."),
 ]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of delimited text; a comma by default.")]
-TimeFormat = Annotated[str | None, typer.Option("--time-format", help="With --columns: s, ms, iso or a strptime pattern.")]
+TimeFormat = Annotated[
+    str | None, typer.Option("--time-format", help="With --columns: s, ms, iso or a strptime pattern.")
+]
 NoHeader = Annotated[bool, typer.Option("--no-header", help="The first line is data, not column names.")]
 Order = Annotated[str, typer.Option("--order", help="time sorts the file by event time; file does not.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=0, help="At most so many events, the first in that order.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=0, help="At most so many events, the first in that order.")
+]
 
 
 class Advance(Protocol):
     """Tells the progress how far the work is."""
 
-    def __call__(self, done: int) -> None: ...
+    def __call__(self, done: int) -> None:
+        """So many are done."""
+        ...
 
 
 @contextmanager
@@ -56,7 +68,9 @@ def progress(what: str, total: int | None, every_s: float = 5.0) -> Iterator[Adv
         nonlocal last_s
         if time.monotonic() - last_s >= every_s:
             last_s = time.monotonic()
-            print(f"{what}: {done}" + (f" of {total}" if total is not None else ""), file=sys.stderr, flush=True)
+            print(
+                f"{what}: {done}" + (f" of {total}" if total is not None else ""), file=sys.stderr, flush=True
+            )
 
     yield advance
 

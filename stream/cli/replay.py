@@ -24,15 +24,21 @@ from stream.cli.options import (
 def register(app: typer.Typer) -> None:
     """Add ``replay``."""
     app.command(
-        epilog="Example: foreclick replay clicks.jsonl.gz --rate 5000", help="Send a log into the input topic."
+        epilog="Example: foreclick replay clicks.jsonl.gz --rate 5000",
+        help="Send a log into the input topic.",
     )(replay)
 
 
 def replay(
     file: Annotated[str, typer.Argument(help="A log, plain or .gz; - is standard input.")],
+    *,
     bootstrap_servers: BootstrapServers = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second; else as fast as it goes.")] = None,
-    speed: Annotated[float | None, typer.Option(min=0.001, help="The log's own rhythm, so many times faster.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Events a second; else as fast as it goes.")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=0.001, help="The log's own rhythm, so many times faster.")
+    ] = None,
     format: Format = "auto",  # noqa: A002 - the flag's name
     columns: Columns = None,
     delimiter: Delimiter = None,
@@ -67,4 +73,8 @@ def replay(
     with progress("sent", len(log.records)) as advance:
         counts = produce(log.records, settings.kafka.librdkafka(), topic, rate, speed, advance)
     result = {"topic": topic, "format": log.format, **counts}
-    finish(result, f"{counts['sent']} events ({log.format}) sent to {topic}, {counts['records_per_s']:.0f} a second", as_json)
+    finish(
+        result,
+        f"{counts['sent']} events ({log.format}) sent to {topic}, {counts['records_per_s']:.0f} a second",
+        as_json,
+    )

@@ -16,7 +16,9 @@ from stream.cli.options import BootstrapServers, DataDir, Json, finish
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-HttpPort = Annotated[int | None, typer.Option("--http-port", help="Of the running worker.", show_default=False)]
+HttpPort = Annotated[
+    int | None, typer.Option("--http-port", help="Of the running worker.", show_default=False)
+]
 HTTP_TIMEOUT_S = 5.0
 
 
@@ -60,7 +62,9 @@ def show(
                 "(--http-port or --data-dir)."
             )
     elif "error" in found:
-        raise StoreError(f"The worker on port {settings.http.port} has {found['error']}. Ask the other workers.")
+        raise StoreError(
+            f"The worker on port {settings.http.port} has {found['error']}. Ask the other workers."
+        )
     finish(found, json.dumps(found, indent=2, ensure_ascii=False), as_json)
 
 
@@ -87,7 +91,9 @@ def stats(*, http_port: HttpPort = None, data_dir: DataDir = None, as_json: Json
     finish(found, json.dumps(found, indent=2), as_json)
 
 
-def verify(*, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+def verify(
+    *, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """Compare the rows on this machine with the changelog; exit 1 when they contradict each other."""
     from stream.errors import StoreError
     from stream.local_rows import LocalRows, compare, partitions_on_disk
@@ -109,7 +115,9 @@ def verify(*, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = No
         with reader(settings.kafka.librdkafka()) as consumer:
             whole = bounds(consumer, changelog.name, changelog.partitions)[number]
             records = read(consumer, changelog.name, {number: whole})
-            comparisons.append(compare(rows, ((each.key(), each.value(), each.offset()) for each in records)))
+            comparisons.append(
+                compare(rows, ((each.key or b"", each.value, each.offset) for each in records))
+            )
         rows.close()
     totals = {
         name: sum(getattr(each, name) for each in comparisons)
@@ -123,7 +131,9 @@ def verify(*, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = No
         for each in comparisons
     ]
     if not sound:
-        lines.append(f"Rows contradict the changelog. Stop the worker and remove {settings.data_dir}: it restores them.")
+        lines.append(
+            f"Rows contradict the changelog. Stop the worker and remove {settings.data_dir}: it restores them."
+        )
     result = {"sound": sound, **totals, "partitions": [asdict(each) for each in comparisons]}
     finish(result, "\n".join(lines), as_json)
     if not sound:
@@ -160,7 +170,9 @@ def worker_says(settings: Settings, path: str) -> Any:
     headers = {}
     if settings.http.token is not None:
         headers["Authorization"] = f"Bearer {settings.http.token.get_secret_value()}"
-    request = urllib.request.Request(f"http://{settings.http.host}:{settings.http.port}{path}", headers=headers)
+    request = urllib.request.Request(
+        f"http://{settings.http.host}:{settings.http.port}{path}", headers=headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as answer:  # noqa: S310 - our own address
             return json.load(answer)

@@ -9,7 +9,9 @@ from stream.cli.options import BootstrapServers, Json, finish
 
 def register(app: typer.Typer) -> None:
     """Add ``topics create`` and ``topics check``."""
-    topics = typer.Typer(no_args_is_help=True, help="Create the topics, or say how they differ from what is needed.")
+    topics = typer.Typer(
+        no_args_is_help=True, help="Create the topics, or say how they differ from what is needed."
+    )
     topics.command(epilog="Example: foreclick topics create --bootstrap-servers localhost:9092")(create)
     topics.command(epilog="Example: foreclick topics check --json")(check)
     app.add_typer(topics, name="topics")

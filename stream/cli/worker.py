@@ -34,8 +34,16 @@ def worker(
 
     # Settings first: a misspelt one is said before the libraries are loaded.
     settings = load_settings(
-        kafka__bootstrap_servers=bootstrap_servers, data_dir=data_dir, http__port=http_port, model=model, device=device
+        kafka__bootstrap_servers=bootstrap_servers,
+        data_dir=data_dir,
+        http__port=http_port,
+        model=model,
+        device=device,
     )
+    from stream.broker.client import connect
+
+    # Asked here, because Faust answers a broker that is not there with a traceback.
+    connect(settings.kafka.librdkafka())
     from stream.app import run_worker
 
     run_worker(settings)

@@ -91,14 +91,17 @@ def score_batches(
         yield rendered
 
 
-def score_records(
+def score_records(  # noqa: PLR0917 - the source is one thing in three parts
     records: Iterable[Any],
     settings: Settings,
     artefact: Artefact,
     step_engine: StepEngine,
     topic: str,
+    topic_id: bytes = NO_TOPIC_ID,
+    partition: int = 0,
     **options: Any,
 ) -> Iterator[Message]:
     """Key, value and headers of each prediction, in the order of the records; arguments as ``score_batches``."""
-    for rendered in score_batches(records, settings, artefact, step_engine, topic, **options):
+    source = {"topic_id": topic_id, "partition": partition}
+    for rendered in score_batches(records, settings, artefact, step_engine, topic, **source, **options):
         yield from rendered.messages.get(settings.predictions_topic, ())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.columns import NEVER_S, Columns
+from models.errors import ModelError
 from models.vocabulary import ActionVocabulary, CategoryVocabulary
 
 TILE_ROWS = 64
@@ -149,6 +150,11 @@ def padded_rows(rows: int) -> int:
 
 def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
     """Features before scaling; ``spec.mean`` and ``spec.sd`` are not read."""
+    if columns["action_session"].shape[1] != len(spec.actions):
+        raise ModelError(
+            f"The columns count {columns['action_session'].shape[1]} actions, the model knows {len(spec.actions)}. "
+            f"Fold the events with the model's own vocabulary."
+        )
     n = len(columns["action"])
     rows = padded_rows(n)
     index = spec.categories.index_of(columns["category"])
@@ -158,9 +164,9 @@ def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
     for feature in FEATURES:
         if feature.make is None:
             continue
-        values = feature.make(read)
-        width = values.shape[1] if values.dim() > 1 else 1
-        x_NF[:, at : at + width] = values.view(rows, width)
+        values = feature.make(read).view(rows, -1)
+        width = values.shape[1]
+        x_NF[:, at : at + width] = values
         at += width
     # A category that is not frequent shares one of 64 learned buckets, found by its code.
     bucket = len(spec.categories) + 1 + (columns["category"] % HASH_BUCKETS).astype(np.int64)
@@ -174,6 +180,9 @@ def inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
     Args:
         columns: as ``models.columns.LAYOUT``; row n of every column is event n.
         spec: vocabularies, medians and scaling of the model's training users.
+
+    Raises:
+        ModelError: the columns were folded with another vocabulary of actions.
     """
     raw = raw_inputs(columns, spec)
     raw.x_NF.sub_(torch.from_numpy(spec.mean)).div_(torch.from_numpy(spec.sd))

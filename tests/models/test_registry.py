@@ -19,7 +19,7 @@ from tests.models import synthetic
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return untrained(tmp_path, name="next-action", version="7", hidden=16)
+    return untrained(tmp_path, name="next-action", version="7", hidden=16, actions=synthetic.ACTIONS)
 
 
 def change_manifest(folder: Path, **changes) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.columns import WINDOW, take
-from models.errors import NotFinite
+from models.errors import ModelError, NotFinite
 from models.features import inputs
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine, StepResult
@@ -267,3 +267,12 @@ def test_too_many_categories_are_refused_by_name(tmp_path):
     big = replace(artefact, categories=type(artefact.categories)(tuple(f"c{i}" for i in range(2100))))
     with pytest.raises(ForeclickError, match="2100 categories"):
         StepEngine(big, device="cpu")
+
+
+def test_columns_of_another_vocabulary_are_refused(engine):
+    """Counts of other actions than the model's are never read as its own."""
+    columns = synthetic.columns_of([synthetic.events_of(1, 3)], actions=("view", "cart", "purchase", "search"))
+    users, before, part = synthetic.micro_batch(columns, np.arange(3))
+    state = np.zeros((1, engine.artefact.state_width), np.float16)
+    with pytest.raises(ModelError, match="count 5 actions, the model knows 4"):
+        engine.step(state, before, part)

@@ -102,6 +102,8 @@ def score_records(  # noqa: PLR0917 - the source is one thing in three parts
     **options: Any,
 ) -> Iterator[Message]:
     """Key, value and headers of each prediction, in the order of the records; arguments as ``score_batches``."""
-    source = {"topic_id": topic_id, "partition": partition}
-    for rendered in score_batches(records, settings, artefact, step_engine, topic, **source, **options):
+    batches = score_batches(
+        records, settings, artefact, step_engine, topic, topic_id=topic_id, partition=partition, **options
+    )
+    for rendered in batches:
         yield from rendered.messages.get(settings.predictions_topic, ())

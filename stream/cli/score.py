@@ -138,10 +138,13 @@ def written(path: str | None) -> Iterator[IO[bytes]]:
     """
     from stream.errors import InputFileError
 
-    if path is None or path == "-":
-        sys.stdout.flush()
-        with open(os.devnull, "wb") if path is None else os.fdopen(os.dup(1), "wb") as stream:
-            yield stream
+    if path is None:
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
+        return
+    if path == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
         return
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")

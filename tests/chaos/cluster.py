@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from confluent_kafka import (
     Consumer,
@@ -63,9 +62,11 @@ class Round:
     def dead_letters(self) -> str:
         return self.prefix + "clicks.dlq"
 
-    @cached_property
     def admin(self) -> AdminClient:
-        """One for the round: a client that is collected while it still owes an answer fails it."""
+        """A new client each time: an old one remembers leader epochs from before a restart of the broker.
+
+        It has to be held in a variable: one that is collected while it still owes an answer fails it.
+        """
         return AdminClient({"bootstrap.servers": self.bootstrap}, logger=silent)
 
     def create(self) -> None:
@@ -76,7 +77,8 @@ class Round:
     def recreate_source(self) -> None:
         """Delete the source topic and create it anew: the same name, another id, offsets from 0."""
         before = self.topic_id(self.source)
-        for future in self.admin.delete_topics([self.source]).values():
+        admin = self.admin()
+        for future in admin.delete_topics([self.source]).values():
             future.result(TIMEOUT_S)
         self._create({self.source: {}})
         if self.topic_id(self.source) == before:
@@ -86,8 +88,9 @@ class Round:
         topics = [NewTopic(name, self.partitions, 1, config=dict(config)) for name, config in configs.items()]
         deadline = time.monotonic() + TIMEOUT_S
         waiting = {topic.topic: topic for topic in topics}
+        admin = self.admin()
         while waiting:
-            for name, future in self.admin.create_topics(list(waiting.values())).items():
+            for name, future in admin.create_topics(list(waiting.values())).items():
                 try:
                     future.result(TIMEOUT_S)
                     del waiting[name]
@@ -106,13 +109,15 @@ class Round:
     def delete(self) -> None:
         """Give the broker its disk and memory back."""
         names = [self.source, self.changelog, self.predictions, self.dead_letters]
-        for future in self.admin.delete_topics(names).values():
+        admin = self.admin()
+        for future in admin.delete_topics(names).values():
             with contextlib.suppress(KafkaException):
                 future.result(TIMEOUT_S)
 
     def topic_id(self, name: str) -> bytes:
         """The 16 bytes that tell a recreated topic from the old one."""
-        described = self.admin.describe_topics(TopicCollection([name]))[name].result(TIMEOUT_S)
+        admin = self.admin()
+        described = admin.describe_topics(TopicCollection([name]))[name].result(TIMEOUT_S)
         identity = described.topic_id
         bits = (identity.get_most_significant_bits(), identity.get_least_significant_bits())
         return b"".join((half & (1 << 64) - 1).to_bytes(8, "big") for half in bits)
@@ -121,7 +126,8 @@ class Round:
         """High watermark of each partition, or its last stable offset."""
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
         asked = {TopicPartition(name, p): OffsetSpec.latest() for p in range(self.partitions)}
-        found = self.admin.list_offsets(asked, isolation_level=level, request_timeout=TIMEOUT_S)
+        admin = self.admin()
+        found = admin.list_offsets(asked, isolation_level=level, request_timeout=TIMEOUT_S)
         by_partition = {key.partition: future.result(TIMEOUT_S).offset for key, future in found.items()}
         return [by_partition[p] for p in range(self.partitions)]
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,18 @@ TAMPERED_KEY = b"\0tampered"
 class Worker:
     """One process and its log; restarted under the same name it keeps its data directory."""
 
-    def __init__(self, name: str, round_: Round, folder: Path, switches: list[str]):
+    def __init__(self, name: str, round_: Round, folder: Path, session_timeout_s: float, switches: list[str]):
         self.name = name
         self.data_dir = folder / name
         self.log = folder / f"{name}.log"
+        self._began = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.chaos.worker", "--name", name),
                     *("--bootstrap", round_.bootstrap, "--app-id", round_.app_id, "--prefix", round_.prefix),
                     *("--data-dir", str(self.data_dir)),
-                    *("--session-timeout-ms", str(int(SESSION_TIMEOUT_S * 1000))),
+                    *("--session-timeout-ms", str(int(session_timeout_s * 1000))),
                     *switches,
                 ],
                 cwd=REPOSITORY,
@@ -77,22 +78,31 @@ class Worker:
             return False
         return True
 
-    def lines(self) -> list[dict[str, Any]]:
-        """What it logged as JSON, over all its lives."""
+    def lines(self, earlier_lives: bool = False) -> list[dict[str, Any]]:
+        """What it logged as JSON."""
+        text = self.log.read_bytes()[0 if earlier_lives else self._began :].decode(errors="replace")
         found = []
-        for line in self.log.read_text(errors="replace").splitlines():
-            if line.startswith("{"):
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    continue  # cut off by a kill
+        for line in text.splitlines():
+            _, brace, rest = line.partition("{")  # Faust writes terminal codes before some
+            try:
+                found.append(json.loads(brace + rest))
+            except ValueError:
+                continue  # not ours, or cut off by a kill
         return found
 
-    def said(self, event: str, **values: Any) -> list[dict[str, Any]]:
+    @property
+    def open(self) -> bool:
+        """Whether this life has opened a partition."""
+        return self.running and bool(self.said("opened"))
+
+    def said(self, event: str, earlier_lives: bool = False, **values: Any) -> list[dict[str, Any]]:
+        """Its lines of one kind."""
         return [
             line
-            for line in self.lines()
-            if line.get("event") == event and all(line.get(name) == value for name, value in values.items())
+            for line in self.lines(earlier_lives)
+            if isinstance(line, dict)
+            and line.get("event") == event
+            and all(line.get(name) == value for name, value in values.items())
         ]
 
     def await_line(
@@ -122,9 +132,16 @@ class Fleet:
         switches: of every worker started; read at each start, so a round may change them.
     """
 
-    def __init__(self, round_: Round, folder: Path, switches: list[str] | None = None):
+    def __init__(
+        self,
+        round_: Round,
+        folder: Path,
+        switches: Sequence[str] = (),
+        session_timeout_s: float = SESSION_TIMEOUT_S,
+    ):
         self.round, self.folder = round_, folder
-        self.switches = list(switches or ())
+        self.session_timeout_s = session_timeout_s
+        self.switches = list(switches)
         self.workers: dict[str, Worker] = {}
         self.logs: dict[str, Worker] = {}  # the latest life of every name, gone ones too
         self.leaving: list[Worker] = []
@@ -134,7 +151,7 @@ class Fleet:
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, *switches: str) -> Worker:
-        worker = Worker(name, self.round, self.folder, [*self.switches, *switches])
+        worker = Worker(name, self.round, self.folder, self.session_timeout_s, [*self.switches, *switches])
         self.workers[name] = self.logs[name] = worker
         return worker
 
@@ -147,7 +164,7 @@ class Fleet:
         for name, worker in list(self.workers.items()):
             pid = worker.process.pid
             if worker.stopped:
-                wake_s = self._wake_s.setdefault(pid, time.monotonic() + SESSION_TIMEOUT_S * 1.4)
+                wake_s = self._wake_s.setdefault(pid, time.monotonic() + self.session_timeout_s * 1.4)
                 if time.monotonic() > wake_s:
                     worker.signal(signal.SIGCONT)
                     del self._wake_s[pid]
@@ -170,7 +187,7 @@ class Fleet:
             time.sleep(0.05)
         return until()
 
-    def catch_up(self, timeout_s: float = 90) -> bool:
+    def catch_up(self, timeout_s: float = 120) -> bool:
         """Tend until everything in the source is committed."""
         deadline_s = time.monotonic() + timeout_s
         while not self.round.caught_up():
@@ -242,13 +259,16 @@ class Fleet:
 
     def mismatches(self) -> int:
         """How often a worker counted foreclick_position_mismatch_total."""
-        return sum(len(worker.said("foreclick_position_mismatch_total")) for worker in self.logs.values())
+        return sum(
+            len(worker.said("foreclick_position_mismatch_total", earlier_lives=True))
+            for worker in self.logs.values()
+        )
 
     def last_words(self) -> Counter[str]:
         """The fatal lines, numbers blotted out, with how often each was said."""
         said: Counter[str] = Counter()
         for worker in self.logs.values():
-            for line in worker.said("process ended"):
+            for line in worker.said("process ended", earlier_lives=True):
                 text = f"{line.get('error')}: {line.get('message')}"
                 said["".join("#" if letter.isdigit() else letter for letter in text)[:160]] += 1
         return said

@@ -24,7 +24,8 @@ from tests.chaos.driver import Driver
 from tests.chaos.fleet import Fleet
 from tests.chaos.oracle import Input, Verdict, judge
 
-WORKER_FAULTS = ("kill", "term", "stop", "wipe", "old", "ahead", "join", "leave", "power cut")
+# A worker that is down when the next fault comes is a fault wasted, so what takes all of them down is rare.
+WORKER_FAULTS = (*("kill", "term", "stop", "wipe", "old", "ahead", "join", "leave") * 3, "power cut")
 BROKER_FAULTS = ("broker", "broker and workers")
 NAMES = "ABCDEFGH"
 
@@ -144,7 +145,12 @@ class Faults:
         return self._by_name[fault]()
 
     def _name(self) -> str | None:
-        return self._chance.choice(sorted(self._fleet.workers)) if self._fleet.workers else None
+        """A worker, three times in four one that has opened partitions: a fault while starting tries less."""
+        workers = self._fleet.workers
+        opened = sorted(name for name, worker in workers.items() if worker.open)
+        if opened and self._chance.random() < 0.75:
+            return self._chance.choice(opened)
+        return self._chance.choice(sorted(workers)) if workers else None
 
     def _down(self, graceful: bool) -> str | None:
         """Take a worker down and leave it to ``tend`` to start it again."""
@@ -282,7 +288,7 @@ def _play(
         seed=outcome.seed,
     )
     driver.start()
-    fleet.tend_for(3)  # both have joined and opened before the first fault, most of the time
+    fleet.tend_for(10, until=lambda: fleet.logs["A"].open and fleet.logs["B"].open)
     faults = Faults(fleet, broker, chance)
     kill_times_s = sorted(
         time.monotonic() + chance.uniform(0, shape.seconds - 6) for _ in range(broker_kills)

@@ -83,7 +83,9 @@ def open_shop() -> Shop:
     for category, (size, level) in enumerate(zip(sizes.tolist(), levels.tolist(), strict=True)):
         prices = np.round(level * np.exp(rng.normal(0.0, 0.45, size)), 2).tolist()
         name = CATEGORIES[category]
-        items.append(tuple(Item(f"{name}-{n + 1:03d}", category, max(price, 0.5)) for n, price in enumerate(prices)))
+        items.append(
+            tuple(Item(f"{name}-{n + 1:03d}", category, max(price, 0.5)) for n, price in enumerate(prices))
+        )
     popularity = rng.permutation(np.diff(_zipf_odds(n_categories, _CATEGORY_EXPONENT), prepend=0.0))
     # Categories stand by theme: the neighbours are the four around, in an order of their own, and one from afar.
     neighbours = []

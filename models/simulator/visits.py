@@ -25,7 +25,7 @@ __all__ = ["Step", "visit"]
 _HOUR_MS = 3_600_000
 _HURRIED_S, _USUAL_S, _SLOW_S = 6.0, 16.0, 55.0
 _LONGEST_PAUSE_S = 1_200.0
-_STRAY = 0.08
+_STRAY = 0.1
 
 
 class Step(NamedTuple):
@@ -62,7 +62,7 @@ class _Visit:
         if memory.wanted and dice.flip(0.5):
             return self.decide(memory.wanted.pop())
         # Evenings are for decisions, the day is for a quick look around.
-        evening = 18 <= self.start_ms // _HOUR_MS % 24
+        evening = self.start_ms // _HOUR_MS % 24 >= 18
         chance = dice.chance()
         browse, compare, buy = (0.2, 0.4, 0.85) if evening else (0.45, 0.6, 0.85)
         if chance < browse:
@@ -125,7 +125,8 @@ class _Visit:
             yield self.search(category)
             item = self.product(category)
             yield self.look(item, _USUAL_S)
-            yield self.look(self.product(category), _USUAL_S)
+            if dice.flip(0.6):
+                yield self.look(self.product(category), _USUAL_S)
             category = self.shop.neighbours[category][0]
         if dice.flip(0.7):
             yield self.put(item)

@@ -13,6 +13,7 @@ import pytest
 from stream.errors import ConfigurationError, InputFileError
 from stream.events import Event, Rejection
 from stream.files import FileRecord, read_events, read_log, read_records
+from stream.simulated import simulated_records, soiled_records
 
 TAOBAO = b"7,1,9,pv,1511550520\n8,2,9,buy,1511550510\n7,3,9,cart,1511550520\n"
 RETAILROCKET = b"timestamp,visitorid,event,itemid,transactionid\n1430636062541,5,view,9,\n"
@@ -198,3 +199,12 @@ def test_a_wrong_flag_is_an_error_before_the_file_is_read(options: dict[str, Any
     """Flags are judged first: the file of this test does not exist."""
     with pytest.raises(ConfigurationError, match=message):
         read_records("nowhere", **options)
+
+
+def test_simulated_records_are_those_of_their_file(tmp_path: Path) -> None:
+    """Simulated traffic is what a replay of the simulated file would send; dirt adds to it."""
+    records = simulated_records(20, 300, seed=1)
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"".join(record.value + b"\n" for record in records))
+    assert read_records(path) == records
+    assert len(soiled_records(20, 300, seed=1, share=0.1)) > len(records)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from stream.errors import ConfigurationError
 from stream.events import REASONS, Event
-from stream.formats import FORMATS, Rejected, adapt_object, adapt_record, by_columns, ga4, segment
+from stream.formats import (
+    FORMATS,
+    Rejected,
+    adapt_object,
+    adapt_record,
+    by_columns,
+    ga4,
+    record_adapter,
+    segment,
+)
 from stream.formats.columns import _FIELDS
 from stream.formats.shapes import Delimited
 
@@ -321,6 +330,15 @@ def test_an_unknown_format_names_the_known_ones() -> None:
     """The message lists what can be asked for."""
     with pytest.raises(ConfigurationError, match="canonical, segment, ga4, retailrocket, rees46, taobao"):
         adapt_record("csv")
+
+
+def test_a_topic_of_a_named_format_takes_objects_with_its_columns() -> None:
+    """A configured delimited format adapts JSON objects that have its column names, and leaves others alone."""
+    row = {"user": 7, "item": 1, "category": 2, "behaviour": "pv", "timestamp": 1511550516}
+    adapted = record_adapter("taobao")(row)
+    assert adapted == adapt_record("taobao")(b"7,1,2,pv,1511550516")
+    assert record_adapter("taobao")({"user_id": "u"}) is None
+    assert record_adapter("auto") is adapt_object
 
 
 def rejected_for_a_known_reason(adapt: Callable[[Any], Any], value: Any) -> bool:

@@ -35,9 +35,11 @@ _decode = msgspec.json.Decoder().decode
 
 def diagnose(settings: Settings) -> Iterator[Finding]:
     """All checks, in the order in which their trouble should be mended."""
-    yield from guarded(lambda: broker(settings))
-    yield from guarded(lambda: check(settings))
-    yield from guarded(lambda: sample(settings))
+    answered = guarded(lambda: broker(settings))
+    yield from answered
+    if not any(finding.level == "fail" for finding in answered):
+        yield from guarded(lambda: check(settings))
+        yield from guarded(lambda: sample(settings))
     yield from guarded(lambda: model(settings))
     yield from guarded(lambda: data_directory(settings.data_dir))
 

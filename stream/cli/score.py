@@ -146,7 +146,12 @@ def written(path: str | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays a link: what it leads to is replaced
+    if target.exists() and not target.is_file() and not target.is_dir():
+        # A pipe or a device (/dev/null) must be written into: renaming a file over it would destroy it.
+        with target.open("wb") as stream:
+            yield stream
+        return
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with draft.open("wb") as stream:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,28 @@ def test_an_output_that_cannot_be_written_is_named(log: Path, model: Path, tmp_p
     ran = foreclick("score", log, "--model", model, "--out", tmp_path / "nowhere" / "p.jsonl")
     assert ran.code == 1
     assert "nowhere/p.jsonl cannot be written" in ran.error
+
+
+def test_a_pipe_is_written_into_and_stays_a_pipe(log: Path, model: Path, tmp_path: Path) -> None:
+    """Renaming a file over it would replace it; over a device that would harm the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    assert foreclick("score", log, "--model", model, "--out", pipe).code == 0
+    reader.join(10)
+    assert pipe.is_fifo()
+    assert received[0].count(b"\n") == 300
+
+
+def test_a_link_stays_a_link(log: Path, model: Path, tmp_path: Path) -> None:
+    """What it leads to is replaced."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    assert foreclick("score", log, "--model", model, "--out", link).code == 0
+    assert link.is_symlink()
+    assert real.read_text().count("\n") == 300
 
 
 @pytest.mark.parametrize("command", ["worker", "replay", "score", "rekey", "doctor"])

@@ -26,6 +26,9 @@ BUCKETS = len(BUCKET_EDGES) + 1
 LEVELS = np.array(
     [*np.arange(0, 0.95, 0.05), 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995], np.float64
 )
+# By position in a table of 32: its level, and how far it is to the next one.
+_LEVEL = np.concatenate([LEVELS, np.ones(32 - len(LEVELS))])
+_RISE = np.append(np.diff(LEVELS), np.zeros(33 - len(LEVELS)))
 _SESSION_LOG_GAP = log1p(1800.0)
 _LOOP_LAGS = (2, 3, 4, 5)
 
@@ -35,10 +38,12 @@ def _bits(flags: NDArray[np.bool_]) -> NDArray[np.uint32]:
     return np.packbits(flags).view(np.uint32)
 
 
-# Row c: which slots of a window with c events hold an event that has another one ``lag`` before it in the window.
-_PAIRED = {
-    lag: _bits(np.arange(WINDOW) >= lag + WINDOW - np.arange(WINDOW + 1)[:, None]) for lag in (1, *_LOOP_LAGS)
-}
+# Entry [lag's place, c]: which slots of a window with c events have one ``lag`` before them in it, and how many.
+_LAGS = (1, *_LOOP_LAGS)
+_PAIRED = np.stack(
+    [_bits(np.arange(WINDOW) >= lag + WINDOW - np.arange(WINDOW + 1)[:, None]) for lag in _LAGS]
+)
+_PAIRS = np.maximum(np.bitwise_count(_PAIRED), 1).astype(np.float32)
 
 
 def predictability_statistics(columns: Columns) -> NDArray[np.float32]:
@@ -49,30 +54,22 @@ def predictability_statistics(columns: Columns) -> NDArray[np.float32]:
     """
     count = columns["window_count"].astype(np.int64)
 
-    action = columns["window_action"]
-    agreement = [
-        np.bitwise_count(_bits(_equals_earlier(action, lag)) & _PAIRED[lag].take(count))
-        / np.maximum(count - lag, 1).astype(np.float32)
-        for lag in (1, *_LOOP_LAGS)
-    ]
+    action = columns["window_action"].reshape(-1)
+    equal = np.zeros((len(_LAGS), len(action)), np.bool_)
+    for place, lag in enumerate(_LAGS):
+        np.equal(action[lag:], action[:-lag], out=equal[place, lag:])
+    paired = _bits(equal).reshape(len(_LAGS), -1) & _PAIRED.take(count, axis=1)
+    agreement = np.bitwise_count(paired) / _PAIRS.take(count, axis=1)
     loop = np.where(count >= 8, np.maximum.reduce(agreement[1:]) - agreement[0], np.nan)
 
     item = np.sort(columns["window_item"], axis=1)
-    repeated = _equals_earlier(item, 1)
-    repeated[:, 0] = False
+    repeated = np.zeros(item.shape, np.bool_)
+    np.equal(item[:, 1:], item[:, :-1], out=repeated[:, 1:])
     named = _bits(item != 0)
     items, repeats = np.bitwise_count(named), np.bitwise_count(named & _bits(repeated))
     same = np.where(items >= 4, repeats / np.maximum(items, 1), np.nan)
 
     return np.stack([_regularity(columns, count), loop, same], axis=1, dtype=np.float32, casting="unsafe")
-
-
-def _equals_earlier(values_NW: NDArray, lag: int) -> NDArray[np.bool_]:
-    """Whether each slot equals the one ``lag`` before; the first ``lag`` slots of a row mean nothing."""
-    flat = values_NW.reshape(-1)
-    equal = np.zeros(flat.shape, np.bool_)
-    np.equal(flat[lag:], flat[:-lag], out=equal[lag:])
-    return equal.reshape(values_NW.shape)
 
 
 def _regularity(columns: Columns, count: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -185,15 +182,16 @@ def _quantiles(values: NDArray, members: list[NDArray]) -> NDArray[np.float64]:
 
 def _score(values: NDArray, bucket: NDArray, table: NDArray[np.float64]) -> NDArray[np.float64]:
     """The level of each value in its bucket's table; beyond the last level it rises towards 1 for ever."""
-    # A binary search in every value's own row: five steps cover the 32 levels.
-    flat, first = table.ravel(), bucket * len(LEVELS)
-    position = np.zeros(len(values), np.int64)
+    # A binary search in every value's own row: five steps cover up to 32 levels.
+    padded = np.full((BUCKETS, 32), np.inf)
+    padded[:, : len(LEVELS)] = table
+    flat, first = padded.ravel(), bucket * 32
+    place = first
     for stride in (16, 8, 4, 2, 1):
-        further = np.minimum(position + stride, len(LEVELS) - 2)
-        position = np.where(flat.take(first + further) <= values, further, position)
-    low, high = flat.take(first + position), flat.take(first + position + 1)
-    part = np.clip((values - low) / (high - low), 0.0, 1.0)
-    level = LEVELS.take(position) + part * (LEVELS.take(position + 1) - LEVELS.take(position))
+        place = np.where(flat.take(place + stride) <= values, place + stride, place)
+    low, level = flat.take(place), _LEVEL.take(place - first)
+    part = np.maximum(values - low, 0.0) / (flat.take(place + 1) - low)
     last = table[:, -1].take(bucket)
     beyond = np.maximum(values - last, 0.0) / (last - table[:, -9].take(bucket) + 1e-3)
-    return np.where(beyond > 0, 1 - (1 - LEVELS[-1]) / (1 + beyond), level)
+    within = level + part * _RISE.take(place - first)
+    return np.where(beyond > 0, 1 - (1 - LEVELS[-1]) / (1 + beyond), within)

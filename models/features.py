@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import tau
 
 import numpy as np
@@ -54,77 +55,62 @@ class Inputs:
         return Inputs(self.x_NF.to(device), self.action_N.to(device), self.category_N.to(device))
 
 
-class _Reader:
-    """Columns as float32 tensors of a padded number of rows."""
+class _Event:
+    """What the table reads: the columns, the category's index, and the shop's clock."""
 
-    def __init__(self, columns: Columns, rows: int, category_index: NDArray[np.int64], spec: FeatureSpec) -> None:
-        self.columns, self.rows, self.spec, self.category_index = columns, rows, spec, category_index
-
-    def padded(self, values: NDArray, dtype: str = "f4") -> Tensor:
-        out = np.zeros((self.rows, *values.shape[1:]), dtype)
-        out[: len(values)] = values
-        return torch.from_numpy(out)
-
-    def column(self, name: str) -> Tensor:
-        return self.padded(self.columns[name])
-
-    def local_ms(self) -> NDArray[np.int64]:
-        return self.columns["event_time_ms"] + 1000 * self.spec.utc_offset_s
-
-    def angle(self, part: NDArray, whole: int) -> Tensor:
-        turn = self.padded(part * (tau / whole))
-        return torch.stack([torch.sin(turn), torch.cos(turn)], dim=1)
-
-
-def _log_gap(read: _Reader) -> Tensor:
-    return read.padded(np.maximum(read.columns["gap_ms"], 0) * 1e-3).log1p_()
-
-
-def _price(read: _Reader) -> Tensor:
-    against = read.columns["log_price"] - read.spec.log_price_median.take(read.category_index)
-    return read.padded(np.nan_to_num(against, nan=0.0))
-
-
-def _age(read: _Reader) -> Tensor:
-    age = read.columns["action_age_s"]
-    return read.padded(np.where(age == NEVER_S, np.uint32(0), age)).log1p_()
+    def __init__(self, columns: Columns, category_index: NDArray[np.int64], spec: FeatureSpec) -> None:
+        self.columns = columns
+        local_ms = columns["event_time_ms"] + 1000 * spec.utc_offset_s
+        self.hour = local_ms % _DAY_MS * (tau / _DAY_MS)
+        self.weekday = local_ms // _DAY_MS % 7 * (tau / 7)
+        self.price = columns["log_price"] - spec.log_price_median.take(category_index)
+        self.never = columns["action_age_s"] == NEVER_S
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One line of the table. ``width``: numbers it gives, -1 = one an action. ``make``: None = an embedding."""
+    """One line of the table.
+
+    ``make`` gives the raw values, (N,) or (N, width); None = an embedding. ``width``: numbers it gives, -1 = one an
+    action. ``transform``: a function of torch, applied to all neighbours in the table that share it at once.
+    """
 
     name: str
     unit: str
     source: str
     default: str
-    width: int
-    make: Callable[[_Reader], Tensor] | None
+    make: Callable[[_Event], NDArray] | None
+    transform: str = ""
+    width: int = 1
     version: int = 1
 
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("action", "index", "action", "other", 0, None),
-    Feature("category", "index", "category", "index 0, and category_missing says so", 0, None),
-    Feature("category_missing", "flag", "category", "1", 1, lambda r: r.padded(r.columns["category"] == 0)),
-    Feature("log_gap", "log(1 + s)", "gap_ms", "0, and first_event says so", 1, _log_gap),
-    Feature("first_event", "flag", "gap_ms", "-", 1, lambda r: r.padded(r.columns["gap_ms"] < 0)),
-    Feature("hour", "sin, cos", "event_time_ms", "-", 2, lambda r: r.angle(r.local_ms() % _DAY_MS, _DAY_MS)),
-    Feature("weekday", "sin, cos", "event_time_ms", "-", 2, lambda r: r.angle(r.local_ms() // _DAY_MS % 7, 7)),
-    Feature("session_position", "log(1 + events)", "session_position", "-", 1,
-            lambda r: r.column("session_position").log1p_()),
-    Feature("new_session", "flag", "new_session", "-", 1, lambda r: r.column("new_session")),
-    Feature("price", "log against the category's median", "log_price", "0, and price_missing says so", 1, _price),
-    Feature("price_missing", "flag", "log_price", "1", 1, lambda r: r.padded(np.isnan(r.columns["log_price"]))),
-    Feature("repeat_item", "flag", "repeat_item", "0", 1, lambda r: r.column("repeat_item")),
-    Feature("repeat_category", "flag", "repeat_category", "0", 1, lambda r: r.column("repeat_category")),
-    Feature("session_actions", "log(1 + events) an action", "action_session", "0", -1,
-            lambda r: r.column("action_session").log1p_()),
-    Feature("action_age", "log(1 + s) an action", "action_age_s", "0, and action_never says so", -1, _age),
-    Feature("action_never", "flag an action", "action_age_s", "1", -1,
-            lambda r: r.padded(r.columns["action_age_s"] == NEVER_S)),
-    Feature("life_events", "log(1 + events)", "life_events", "-", 1, lambda r: r.column("life_events").log1p_()),
-)
+    Feature("action", "index", "action", "other", None, width=0),
+    Feature("category", "index", "category", "index 0, and category_missing says so", None, width=0),
+    Feature("log_gap", "log(1 + s)", "gap_ms", "0, and first_event says so",
+            lambda e: np.maximum(e.columns["gap_ms"], 0) * 1e-3, "log1p"),
+    Feature("session_position", "log(1 + events)", "session_position", "-",
+            lambda e: e.columns["session_position"], "log1p"),
+    Feature("life_events", "log(1 + events)", "life_events", "-", lambda e: e.columns["life_events"], "log1p"),
+    Feature("session_actions", "log(1 + events) an action", "action_session", "0",
+            lambda e: e.columns["action_session"], "log1p", width=-1),
+    Feature("action_age", "log(1 + s) an action", "action_age_s", "0, and action_never says so",
+            lambda e: np.where(e.never, np.uint32(0), e.columns["action_age_s"]), "log1p", width=-1),
+    Feature("hour_sin", "sine", "event_time_ms", "-", lambda e: e.hour, "sin"),
+    Feature("weekday_sin", "sine", "event_time_ms", "-", lambda e: e.weekday, "sin"),
+    Feature("hour_cos", "cosine", "event_time_ms", "-", lambda e: e.hour, "cos"),
+    Feature("weekday_cos", "cosine", "event_time_ms", "-", lambda e: e.weekday, "cos"),
+    Feature("price", "log against the category's median", "log_price", "0, and price_missing says so",
+            lambda e: np.where(np.isnan(e.price), np.float32(0), e.price)),
+    Feature("price_missing", "flag", "log_price", "1", lambda e: np.isnan(e.price)),
+    Feature("category_missing", "flag", "category", "1", lambda e: e.columns["category"] == 0),
+    Feature("first_event", "flag", "gap_ms", "-", lambda e: e.columns["gap_ms"] < 0),
+    Feature("new_session", "flag", "new_session", "-", lambda e: e.columns["new_session"]),
+    Feature("repeat_item", "flag", "repeat_item", "0", lambda e: e.columns["repeat_item"]),
+    Feature("repeat_category", "flag", "repeat_category", "0", lambda e: e.columns["repeat_category"]),
+    Feature("action_never", "flag an action", "action_age_s", "1", lambda e: e.never, width=-1),
+)  # fmt: skip
 
 
 def declared() -> list[dict[str, object]]:
@@ -158,20 +144,31 @@ def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
     n = len(columns["action"])
     rows = padded_rows(n)
     index = spec.categories.index_of(columns["category"])
-    read = _Reader(columns, rows, index, spec)
-    x_NF = torch.empty(rows, numeric_width(len(spec.actions)))
-    at = 0
-    for feature in FEATURES:
-        if feature.make is None:
-            continue
-        values = feature.make(read).view(rows, -1)
-        width = values.shape[1]
-        x_NF[:, at : at + width] = values
-        at += width
+    event = _Event(columns, index, spec)
+    x_NF = torch.zeros(rows, numeric_width(len(spec.actions)))
+    filled = x_NF.numpy()
+    start = 0
+    for transform, group in groupby(FEATURES, key=lambda feature: feature.transform):
+        stop = start
+        for feature in group:
+            if feature.make is not None:
+                width = len(spec.actions) if feature.width < 0 else feature.width
+                filled[:n, stop : stop + width] = feature.make(event).reshape(n, width)
+                stop += width
+        if transform:
+            # A contiguous copy: the function then sees whole tiles and no row's remainder.
+            x_NF[:, start:stop] = getattr(torch, transform)(x_NF[:, start:stop].contiguous())
+        start = stop
     # A category that is not frequent shares one of 64 learned buckets, found by its code.
     bucket = len(spec.categories) + 1 + (columns["category"] % HASH_BUCKETS).astype(np.int64)
     embedded = np.where((index == 0) & (columns["category"] != 0), bucket, index)
-    return Inputs(x_NF, read.padded(columns["action"], "i8"), read.padded(embedded, "i8"))
+    return Inputs(x_NF, _padded(columns["action"], rows), _padded(embedded, rows))
+
+
+def _padded(index_N: NDArray, rows: int) -> Tensor:
+    out = np.zeros(rows, np.int64)
+    out[: len(index_N)] = index_N
+    return torch.from_numpy(out)
 
 
 def inputs(columns: Columns, spec: FeatureSpec) -> Inputs:

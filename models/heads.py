@@ -47,12 +47,13 @@ class Heads(nn.Module):
             self.small.bias[-WINDOW:] = torch.arange(WINDOW) * 0.1
             self.small.bias[gap] = torch.tensor([0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0])
 
-    def read(self, small_NK: Tensor, held_NW: Tensor) -> SmallHeads:
+    def read(self, small_NK: Tensor, held_NW: Tensor, any_held_N: Tensor) -> SmallHeads:
         """Name the parts of what ``small`` gave.
 
         Args:
             small_NK: output of ``small``.
             held_NW: bool, false for an empty slot of the window or an event without category.
+            any_held_N: bool, whether a window holds any category.
         """
         A, G = self.n_actions, self.n_actions + 3 * COMPONENTS
         # Contiguous: a vectorised function may round the last elements of a strided row otherwise.
@@ -61,7 +62,7 @@ class Heads(nn.Module):
             action_NA=small_NK[:, :A].contiguous(),
             gap=GapMixture.of(*parts[:-2].chunk(3)),
             purchase_N=parts[-2],
-            share_N=torch.sigmoid(parts[-1]) * held_NW.any(dim=1),
+            share_N=torch.sigmoid(parts[-1]) * any_held_N,
             slot_NW=torch.where(held_NW, small_NK[:, G + 2 :], -1e9),
         )
 
@@ -100,7 +101,7 @@ class GapMixture:
         """From raw outputs: log-odds of the components, means of y, and spreads before their positive map."""
         shifted = torch.exp(weight_CN - weight_CN.amax(dim=0))
         return cls(
-            shifted / (shifted[0] + shifted[1] + shifted[2]),
+            shifted / shifted.sum(dim=0),
             mean_CN,
             nn.functional.softplus(spread_CN) + _MIN_SIGMA,
         )
@@ -117,24 +118,27 @@ class GapMixture:
         """Log density of y above the floor, log probability of the lump at it."""
         z = (y_N - self.mean_CN) / self.sigma_CN
         density = self.weight_CN * torch.exp(-0.5 * (z * z + _LOG_2PI)) / self.sigma_CN
-        above = density[0] + density[1] + density[2]
+        above = density.sum(dim=0)
         at_floor = 1 - self.survival(torch.zeros_like(y_N))
         # 1e-12 bounds the surprise of one gap at 27.6 nats and keeps its gradient finite.
         return torch.log(torch.where(y_N > 0, above, at_floor).clamp_min(1e-12))
 
-    def median(self, iterations: int = 11) -> Tensor:
-        """The y that half of the probability lies below, to (spread of the means) / 2**iterations."""
+    def median(self, halvings: int = 7) -> Tensor:
+        """The y that half of the probability lies below, about (spread of the means) / 1000 exact."""
         half_weight, scale = 0.5 * self.weight_CN, self.sigma_CN * sqrt(2)
         # A mixture's median lies between the least and the greatest median of its parts.
         low = self.mean_CN.amin(dim=0)
         width = self.mean_CN.amax(dim=0) - low
-        for _ in range(iterations):
+        for _ in range(halvings):
             width = width * 0.5
             middle = low + width
             low = torch.where(_survival(middle, half_weight, self.mean_CN, scale) > 0.5, middle, low)
-        return (low + 0.5 * width).clamp_min(0.0)
+        # In so short a piece the survival function is nearly straight.
+        above = _survival(low, half_weight, self.mean_CN, scale) - 0.5
+        below = 0.5 - _survival(low + width, half_weight, self.mean_CN, scale)
+        part = above.clamp_min(0.0) / (above + below).clamp_min(1e-9)
+        return (low + width * part.clamp_max(1.0)).clamp_min(0.0)
 
 
 def _survival(y_N: Tensor | float, half_weight_CN: Tensor, mean_CN: Tensor, scale_CN: Tensor) -> Tensor:
-    tail = half_weight_CN * torch.erfc((y_N - mean_CN) / scale_CN)
-    return tail[0] + tail[1] + tail[2]
+    return (half_weight_CN * torch.erfc((y_N - mean_CN) / scale_CN)).sum(dim=0)

@@ -11,6 +11,7 @@ padded with rows that nobody reads; the engine measures at start which tile size
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import log
@@ -30,6 +31,8 @@ TOP_CATEGORIES = 20
 HALF_MAX = 65504.0
 _TILE_SIZES = (1024, 256, TILE_ROWS)
 _MICRO = 1_000_000
+# glibc's mallopt: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD.
+_TRIM, _MMAP = -1, -3
 # 2**23: added to a float32 below it, the sum's last 23 bits are the rounded number itself.
 _ROUNDER = 8_388_608.0
 _KEY_BITS = 11
@@ -76,6 +79,17 @@ class _Targets:
     has_gap: Tensor
 
 
+def _keep_freed_memory() -> None:
+    """Let malloc keep up to 256 MiB instead of returning them to the system after every micro-batch.
+
+    A step's arrays are a few MiB each; fetching their pages anew cost a quarter of the step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only; elsewhere it is only slower
+    if mallopt is not None:
+        mallopt(_TRIM, 256 << 20)
+        mallopt(_MMAP, 32 << 20)  # the most that glibc takes
+
+
 class StepEngine:
     """Advances users' states by the events of a micro-batch and says what comes next.
 
@@ -97,6 +111,7 @@ class StepEngine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device_name = device
         self.degraded = False
+        _keep_freed_memory()
         self._use(device)
 
     def _use(self, device: str) -> None:
@@ -226,7 +241,9 @@ class _Step:
         by_row = np.lexsort((wave, row))
         first = wave[by_row] == 0
         before = np.empty(self.M, np.int64)
-        before[by_row] = np.where(first, row[by_row], self.B + np.roll(place[by_row], 1))
+        placed = self.B + place[by_row]
+        before[by_row[0]] = row[by_row[0]]
+        before[by_row[1:]] = np.where(first[1:], row[by_row[1:]], placed[:-1])
         self.place, self.before, self.by_row = place, before, by_row
         self.last = np.arange(self.B)
         self.last[row[order]] = self.B + place[order]
@@ -277,13 +294,14 @@ class _Step:
         codes[: self.B], codes[rows : rows + self.M] = self.window_category, columns["window_category"]
         index = self.artefact.categories.index_of(codes)
         index_SW, codes_SW = self._tensor(index), self._tensor(codes.view(np.int32))
-        slots_S, held_SW = self._tensor(slots), codes_SW != 0
+        slots_S, held = self._tensor(slots), codes != 0
         hidden_SH = torch.empty(rows + events, H, device=self.device)
         small_SK = torch.empty(rows + events, heads.small.out_features, device=self.device)
         for tile in self.engine._tiled(0, rows + events):
             hidden_SH[tile] = self.states.index_select(0, slots_S[tile])[:, :H]
             self.engine._small_heads(hidden_SH[tile], out=small_SK[tile])
-        out = heads.read(small_SK, held_SW)
+        any_held = np.packbits(held).view(np.uint32) != 0  # 32 flags a row at once
+        out = heads.read(small_SK, self._tensor(held), self._tensor(any_held))
         log_action = torch.log_softmax(out.action_NA, dim=1)
 
         named = torch.empty(rows + events, device=self.device)
@@ -332,7 +350,8 @@ class _Step:
         following = np.full(rows + events, -1)
         first = self.columns["wave"][self.by_row] == 0
         following[self.columns["row"][self.by_row[first]]] = self.by_row[first]
-        following[rows + np.roll(self.by_row, 1)[~first]] = self.by_row[~first]
+        later = np.flatnonzero(~first)
+        following[rows + self.by_row[later - 1]] = self.by_row[later]
         return following
 
     def _targets(self, event: NDArray[np.int64]) -> _Targets:

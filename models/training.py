@@ -60,7 +60,6 @@ class _Sequences:
     index_N: Tensor
     codes_before_NW: Tensor
     index_before_NW: Tensor
-    codes_after_NW: Tensor
     follows_N: Tensor
     log_gap_N: Tensor
     purchase_N: Tensor
@@ -163,7 +162,6 @@ def _sequences(columns: Columns, spec: FeatureSpec, purchase: int) -> _Sequences
         index_N=tensor(index(columns["category"])),
         codes_before_NW=tensor(before.view(np.int32)),
         index_before_NW=tensor(index(before)),
-        codes_after_NW=tensor(columns["window_category"].view(np.int32)),
         follows_N=tensor(target.follows),
         log_gap_N=tensor(target.log_gap_s),
         purchase_N=tensor(target.purchase.astype(np.float32)),
@@ -272,7 +270,8 @@ def _terms(
     """Nats of each head over some events; a head is silent where its answer is unknown."""
     heads = network.heads
     codes_NW = part.codes_before_NW[event_N]
-    out = heads.read(heads.small(before_NH), codes_NW != 0)
+    held_NW = codes_NW != 0
+    out = heads.read(heads.small(before_NH), held_NW, held_NW.any(dim=1))
     action = torch.nn.functional.cross_entropy(out.action_NA, part.action_N[event_N], reduction="none")
 
     named = part.code_N[event_N] != 0
@@ -283,7 +282,8 @@ def _terms(
     probability = vocabulary.gather(1, part.index_N[event_N, None])[:, 0] + (pointer * pointed).sum(dim=1)
     category = -torch.log(probability.clamp_min(1e-9))[named]
 
-    later = heads.read(heads.small(after_NH), part.codes_after_NW[event_N] != 0)
+    # Gap and purchase do not look at the window: which one is given does not matter.
+    later = heads.read(heads.small(after_NH), held_NW, held_NW.any(dim=1))
     log_gap, follows = part.log_gap_N[event_N], part.follows_N[event_N]
     silent = -torch.log(later.gap.survival(log_gap).clamp_min(1e-9))
     gap = torch.where(follows, -later.gap.log_likelihood(log_gap), silent)

@@ -180,7 +180,8 @@ def test_gap_term_is_the_density_whose_tail_is_churn(engine, columns):
     shop.step(order)
     with torch.inference_mode():
         small = engine._small_heads(torch.from_numpy(shop.state[:64, : engine.network.trunk.hidden]).float())
-        gap = engine.network.heads.read(small, torch.zeros(64, WINDOW, dtype=torch.bool)).gap
+        nothing = torch.zeros(64, WINDOW, dtype=torch.bool)
+        gap = engine.network.heads.read(small, nothing, nothing[:, 0]).gap
         edges = torch.linspace(1e-4, 25, 20_000)
         density = torch.stack([torch.exp(gap.log_likelihood(torch.full((64,), float(y)))) for y in edges[::10]])
         integral = torch.trapezoid(density, edges[::10], dim=0)

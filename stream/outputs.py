@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from stream.errors import BrokenInvariant
 from stream.rendering import (
+    DECIMAL_WIDTH,
     NUMBER_WIDTH,
     Block,
     Canvas,
-    CategoryFragments,
+    NameTable,
+    blocks,
     json_strings,
     micro_text,
     number_texts,
@@ -45,9 +47,10 @@ TOPIC_KINDS: Final = (
 MAX_GAP_S: Final = 3_155_760_000  # 100 years: a median beyond it says "never" just as well, and stays finite
 MAX_NATS: Final = 1_000_000  # a term beyond it is absurd but finite; a limit keeps its millionths exact
 
-_TILE = 512  # events rendered at once: the scratch, under 1 MiB, then stays in the core's cache
+_TILE = 1024  # events rendered at once: the scratch, under 1 MiB, then stays in the core's cache
 _REASONS = ("unlikely_action", "unlikely_category", "unlikely_gap")  # the columns of Scores.terms
-_TIE_BREAK = np.array([2, 1, 0])
+_CATEGORY_KEY, _PROBABILITY_KEY = b'{"category":', b',"probability":'
+_TIE_BREAK = np.array([[2], [1], [0]])
 _NO_TERM = -(2**62)  # below all others
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -105,7 +108,7 @@ class PredictionRenderer:
     ) -> None:
         self.source_prefix: Final = f"{topic_id}/{partition}"  # + /offset: the id of an event without one
         self._place = f"{topic}[{partition}]"
-        self._categories = CategoryFragments(category_names or {})
+        self._names = NameTable(category_names or {})
         self._constant_headers = (
             ("ce_specversion", b"1.0"),
             ("ce_type", PREDICTION_SCHEMA.encode()),
@@ -113,6 +116,8 @@ class PredictionRenderer:
             ("content-type", b"application/json"),
         )
         self._canvas = Canvas(0, 0)
+        self._leads: NDArray[np.void]
+        self._lead_words: NDArray[np.uint64]
         self._n_actions = len(actions)
 
         # The blocks in the order of the value, after user, event id and the key of its time.
@@ -123,30 +128,38 @@ class PredictionRenderer:
             b'%b"%b":' % (b"," if i else b"", name) for i, name in enumerate(json_strings(actions))
         ]
         action_parts = chain.from_iterable((key, None) for key in action_keys)
-        self._after_time = np.frombuffer(b',"source":' + place, "u1")
-        self._after_offset = np.frombuffer(b'},"session":{"index":', "u1")
-        self._after_index = np.frombuffer(b',"position":', "u1")
+        self._after_event = np.void(b'","event_time_ms":')
+        self._after_time = np.void(b',"source":' + place)
+        self._after_offset = np.void(b'},"session":{"index":')
+        self._after_index = np.void(b',"position":')
         self._actions = Block(
             _TILE, [b'},"model":%b,"next_action":{' % model, *action_parts, b'},"next_category":[']
         )
         self._chances = Block(
             _TILE,
-            [b'],"purchase_probability":', None, b',"churn_probability":', None, horizon],
+            [
+                _PROBABILITY_KEY,
+                None,
+                b'}],"purchase_probability":',
+                None,
+                b',"churn_probability":',
+                None,
+                horizon,
+            ],
         )
         self._score = Block(_TILE, [b',"anomaly":{"score":', None, b',"surprisal_nats":'])
         self._too_predictable = Block(_TILE, [b',"too_predictable":', None, b',"reasons":['])
         codes = [b'},{"code":"%b","nats":' % code.encode() for code in _REASONS]
         width = max(map(len, codes))
-        self._reason_cells = np.frombuffer(b"".join(code.rjust(width) for code in codes), "u1").reshape(
-            -1, width
-        )
+        reason_cells = np.frombuffer(b"".join(code.rjust(width) for code in codes), "u1")
+        self._reason_blocks = blocks(reason_cells.reshape(-1, width))
         self._reason_lengths = np.array([len(code) for code in codes])
-        self._end = np.frombuffer(b'}]},"fake_order":null,"user_vector":', "u1")
-        constants = (self._after_time, self._after_offset, self._after_index, self._end)
-        blocks = (self._actions, self._chances, self._score, self._too_predictable)
+        self._end = np.void(b'}]},"fake_order":null,"user_vector":null}')
+        constants = (self._after_event, self._after_time, self._after_offset, self._after_index, self._end)
+        filled = (self._actions, self._chances, self._score, self._too_predictable)
         self._fixed_width = (
-            sum(len(constant) for constant in constants)
-            + sum(block.cells.shape[1] for block in blocks)
+            sum(constant.itemsize for constant in constants)
+            + sum(block.width for block in filled)
             + len(_REASONS) * width
             + (4 + len(_REASONS) + 2) * NUMBER_WIDTH
         )
@@ -240,125 +253,148 @@ class PredictionRenderer:
         """The JSON values alone; arguments and errors as of ``render``."""
         prefix = self.source_prefix
         users = json_strings(user_ids)
-        positions = offsets.tolist()
         events = json_strings(
-            [event or f"{prefix}/{offset}" for event, offset in zip(event_ids, positions, strict=True)]
+            [event or f"{prefix}/{offset}" for event, offset in zip(event_ids, offsets.tolist(), strict=True)]
         )
         integers = np.stack([event_time_ms, offsets, session_index, session_position]).astype(np.int64)
-        vectors = [b"null"] * len(users) if user_vectors is None else self._vectors(user_vectors, positions)
         head = b'{"schema":"%b","user_id":"' % PREDICTION_SCHEMA.encode()
         values: list[bytes] = []
         for start in range(0, len(users), _TILE):
             tile = slice(start, start + _TILE)
-            rests = self._after_time_key(integers[:, tile], result, tile, names)
+            rests = self._after_event_id(integers[:, tile], result, tile, names)
             values += [
-                b"".join((head, user, b'","event_id":"', event, b'","event_time_ms":', rest, vector, b"}"))
-                for user, event, rest, vector in zip(
-                    users[tile], events[tile], rests, vectors[tile], strict=True
-                )
+                b"".join((head, user, b'","event_id":"', event, rest))
+                for user, event, rest in zip(users[tile], events[tile], rests, strict=True)
             ]
-        return values
-
-    def _vectors(self, user_vectors: NDArray[np.float16], offsets: Sequence[int]) -> list[bytes]:
+        if user_vectors is None:
+            return values
         self._check(np.isfinite(user_vectors), user_vectors, ["user_vector"] * user_vectors.shape[1], offsets)
         # Adding 0 makes a plain 0.0 of -0.0.
-        return [encode(vector) for vector in (np.round(user_vectors.astype(np.float64), 4) + 0.0).tolist()]
+        vectors = (np.round(user_vectors.astype(np.float64), 4) + 0.0).tolist()
+        cut = -len(b"null}")
+        return [
+            b"%b%b}" % (value[:cut], encode(vector)) for value, vector in zip(values, vectors, strict=True)
+        ]
 
-    def _after_time_key(
+    def _after_event_id(
         self, integers: NDArray[np.int64], result: Scores, tile: slice, names: Mapping[int, str]
     ) -> list[memoryview]:
-        """What follows the key ``event_time_ms`` in the values of at most _TILE events; integers is (4, n)."""
+        """What follows the event id in the values of at most _TILE events; integers is (4, n)."""
         offsets, n_actions = integers[1], self._n_actions
-        words = micro_text(self._probabilities(result, tile, offsets).T)
+        n, n_actions = len(offsets), self._n_actions
+        heads, words = self._probabilities(result, tile, offsets)
         applies, order, nats = self._reasons(result.terms[tile], offsets)
-        codes = result.top_category[tile].T
-        rows = self._categories.rows(codes.ravel(), names).reshape(codes.shape)
-        category_words = words[n_actions + 4 :]
-        unnamed = rows == 0
-        if unnamed.any() and (unnamed[:-1] & ~unnamed[1:]).any():
-            named_first = np.argsort(unnamed, axis=0, kind="stable")
-            rows = np.take_along_axis(rows, named_first, axis=0)
-            category_words = np.take_along_axis(category_words, named_first, axis=0)
-
-        width = self._fixed_width + len(rows) * self._categories.width
-        if self._canvas.width != width:
-            self._canvas = Canvas(_TILE, width)
-        canvas = self._canvas
-        canvas.begin(len(offsets))
-
-        micros = np.empty((len(_REASONS) + 2, len(offsets)), np.int64)
+        codes = result.top_category[tile]
+        rows = self._names.rows(codes.ravel(), names).reshape(codes.shape)
+        named = rows != 0
+        if named.all():
+            last_word = words[:, -1]
+        else:
+            named_first = np.argsort(~named, axis=1, kind="stable")
+            rows = np.take_along_axis(rows, named_first, axis=1)
+            words = np.take_along_axis(words, named_first, axis=1)
+            last_word = words[np.arange(n), named.sum(axis=1) - 1]
+        name_blocks, name_lengths = self._names.texts(rows)
+        micros = np.empty((len(_REASONS) + 2, n), np.int64)
         micros[:-2] = nats
         nats.sum(axis=0, out=micros[-2])
         micros[-1] = self._gap_micros(result.median_gap_s[tile], offsets)
-        (integer_cells, integer_lengths), (number_cells, number_lengths) = number_texts(integers, micros)
-        category_cells, category_lengths = self._categories.fragments(rows, category_words)
-        category_lengths[:1] -= rows[:1] != 0  # the first leaves its comma outside
+        (integer_blocks, integer_lengths), (number_blocks, number_lengths) = number_texts(integers, micros)
 
+        canvas = self._canvas_for(codes.shape[1])
+        canvas.begin(n)
         # A reason is closed by what follows it: the next reason, or the end.
-        canvas.prepend(self._end, len(self._end) - ~applies[0])
+        canvas.prepend(self._end, self._end.itemsize - ~applies[0])
+        number_lengths[:3] *= applies
         code_lengths = self._reason_lengths[order] * applies
         code_lengths[0] -= 2 * applies[0]
         for k in reversed(range(len(_REASONS))):
-            canvas.prepend(number_cells[k], number_lengths[k] * applies[k])
-            canvas.prepend(self._reason_cells[order[k]], code_lengths[k])
-        canvas.prepend(self._too_predictable.filled(words[n_actions + 3 : n_actions + 4]))
-        canvas.prepend(number_cells[3], number_lengths[3])
-        canvas.prepend(self._score.filled(words[n_actions + 2 : n_actions + 3]))
-        canvas.prepend(number_cells[4], number_lengths[4])
-        canvas.prepend(self._chances.filled(words[n_actions : n_actions + 2]))
-        canvas.prepend_all(category_cells, category_lengths)
-        canvas.prepend(self._actions.filled(words[:n_actions]))
-        canvas.prepend(integer_cells[3], integer_lengths[3])
+            canvas.prepend(number_blocks[k], number_lengths[k])
+            canvas.prepend(self._reason_blocks[order[k]], code_lengths[k])
+        canvas.prepend(self._too_predictable.filled(heads[n_actions + 3]))
+        canvas.prepend(number_blocks[3], number_lengths[3])
+        canvas.prepend(self._score.filled(heads[n_actions + 2]))
+        canvas.prepend(number_blocks[4], number_lengths[4])
+        # Where no category is named, there is no last probability to close.
+        closing = len(_PROBABILITY_KEY) + DECIMAL_WIDTH + 1
+        chances = self._chances.filled(last_word, heads[n_actions], heads[n_actions + 1])
+        canvas.prepend(chances, chances.itemsize - closing * (rows[:, 0] == 0))
+        self._lead_words[:n] = words[:, :-1]
+        canvas.prepend_list(name_blocks, name_lengths, self._leads[:n], len(_CATEGORY_KEY))
+        canvas.prepend(self._actions.filled(*heads[:n_actions]))
+        canvas.prepend(integer_blocks[3], integer_lengths[3])
         canvas.prepend(self._after_index)
-        canvas.prepend(integer_cells[2], integer_lengths[2])
+        canvas.prepend(integer_blocks[2], integer_lengths[2])
         canvas.prepend(self._after_offset)
-        canvas.prepend(integer_cells[1], integer_lengths[1])
+        canvas.prepend(integer_blocks[1], integer_lengths[1])
         canvas.prepend(self._after_time)
-        canvas.prepend(integer_cells[0], integer_lengths[0])
+        canvas.prepend(integer_blocks[0], integer_lengths[0])
+        canvas.prepend(self._after_event)
         return canvas.texts()
 
-    def _probabilities(self, result: Scores, tile: slice, offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Millionths, half to even (n, A + 4 + K): actions, purchase, churn, score, too predictable, categories."""
-        singles = (
-            result.purchase_probability,
-            result.churn_probability,
-            result.anomaly_score,
-            result.too_predictable,
-        )
-        categories = result.top_category_probability[tile]
-        columns = [result.next_action[tile], *(single[tile, None] for single in singles), categories]
+    def _canvas_for(self, n_categories: int) -> Canvas:
+        """The canvas, made anew when a name is longer than any before; and the leads with the same number of rows."""
+        lead = _PROBABILITY_KEY + b"0.000000}," + _CATEGORY_KEY
+        width = self._fixed_width + n_categories * (self._names.width + len(lead))
+        if self._canvas.width != width:
+            self._canvas = Canvas(_TILE, width)
+            cells = np.empty((_TILE, n_categories, len(lead)), "u1")
+            cells[:] = np.frombuffer(lead, "u1")
+            hole = len(_PROBABILITY_KEY)
+            self._leads = blocks(cells)
+            # The lead before a category holds the probability of the one before it.
+            self._lead_words = cells[:, 1:, hole : hole + DECIMAL_WIDTH].view("<u8")[..., 0]
+        return self._canvas
+
+    def _probabilities(
+        self, result: Scores, tile: slice, offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Texts of the heads (A + 4, n) - actions, purchase, churn, anomaly, too predictable - and of categories (n, K)."""
+        n, first = len(offsets), self._n_actions
+        both = np.empty(n * (first + 4 + result.top_category.shape[1]), np.float32)
+        heads, categories = both[: n * (first + 4)].reshape(-1, n), both[n * (first + 4) :].reshape(n, -1)
+        heads[:first] = result.next_action[tile].T
+        heads[first] = result.purchase_probability[tile]
+        heads[first + 1] = result.churn_probability[tile]
+        heads[first + 2] = result.anomaly_score[tile]
+        heads[first + 3] = result.too_predictable[tile]
+        categories[:] = result.top_category_probability[tile]
         # A float32 times a million is exact in float64, so this rounds as the decimal text of the number would.
-        micro = np.concatenate(columns, axis=1, dtype=np.float64)
-        micro *= 1e6
+        micro = np.multiply(both, 1e6, dtype=np.float64)
         np.rint(micro, out=micro)
-        if not (micro.min(initial=0) >= 0 and micro.max(initial=0) <= 1_000_000):  # NaN compares false
-            fields = ["next_action"] * self._n_actions + ["purchase_probability", "churn_probability"]
-            fields += ["anomaly_score", "too_predictable"] + [
-                "top_category_probability"
-            ] * result.top_category.shape[1]
-            self._check((micro >= 0) & (micro <= 1_000_000), micro / 1e6, fields, offsets.tolist())
-        return micro.astype(np.int32)
+        if not (micro.min() >= 0 and micro.max() <= 1_000_000):  # NaN compares false
+            fields = ["next_action"] * first + ["purchase_probability", "churn_probability", "anomaly_score"]
+            fields += ["too_predictable"] + ["top_category_probability"] * categories.shape[1]
+            probabilities = np.concatenate([heads.T, categories], axis=1)
+            rounded = np.rint(probabilities * np.float64(1e6))
+            self._check((rounded >= 0) & (rounded <= 1_000_000), probabilities, fields, offsets)
+        words = micro_text(micro.astype(np.int32))
+        return words[: heads.size].reshape(heads.shape), words[heads.size :].reshape(categories.shape)
 
     def _gap_micros(self, median_gap_s: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        self._check((median_gap_s >= 0)[:, None], median_gap_s[:, None], ["median_gap_s"], offsets.tolist())
+        self._check((median_gap_s >= 0)[:, None], median_gap_s[:, None], ["median_gap_s"], offsets)
         return np.rint(np.minimum(median_gap_s.astype(np.float64), MAX_GAP_S) * 1e3).astype(np.int64) * 1_000
 
     def _reasons(
         self, terms: NDArray[np.float32], offsets: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """The terms by descending nats, all (3, n): whether there is one, which, and its millionths of nats."""
-        self._check(np.isfinite(terms), terms, _REASONS, offsets.tolist())
-        nats = np.rint(terms.astype(np.float64).clip(-MAX_NATS, MAX_NATS) * 1e6).astype(np.int64)
+        self._check(np.isfinite(terms), terms, _REASONS, offsets)
+        nats = np.rint(terms.T.astype(np.float64).clip(-MAX_NATS, MAX_NATS) * 1e6).astype(np.int64)
         # One integer holds the nats and, in its last two bits, which term: of equal ones the first leads.
         keys = nats * 4 + _TIE_BREAK
         keys[nats == 0] = _NO_TERM
-        keys.sort(axis=1)
-        keys = keys.T[::-1]
+        keys.sort(axis=0)
+        keys = keys[::-1]
         applies = keys != _NO_TERM
         return applies, 2 - (keys & 3), (keys >> 2) * applies
 
     def _check(
-        self, valid: NDArray[np.bool_], values: NDArray[Any], fields: Sequence[str], offsets: Sequence[int]
+        self,
+        valid: NDArray[np.bool_],
+        values: NDArray[Any],
+        fields: Sequence[str],
+        offsets: NDArray[np.int64],
     ) -> None:
         if valid.all():
             return

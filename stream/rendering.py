@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -25,10 +26,12 @@ from numpy.typing import NDArray
 __all__ = [
     "DECIMAL_WIDTH",
     "MAX_NAME_BYTES",
+    "NAME_WIDTH",
     "NUMBER_WIDTH",
     "Block",
     "Canvas",
-    "CategoryFragments",
+    "NameTable",
+    "blocks",
     "json_strings",
     "micro_text",
     "number_texts",
@@ -37,22 +40,19 @@ __all__ = [
 
 DECIMAL_WIDTH = 8  # bytes of 0.123456
 NUMBER_WIDTH = 32  # bytes kept for a number: sign, 20 digits of an i64, point and 6 decimals, rounded up
-MAX_NAME_BYTES = (
-    256  # of a category's name as JSON; a longer one is left out, else 20 of them outgrow a record
-)
+NAME_WIDTH = 32  # bytes of a name that are copied at once
+#: Of a category's name as JSON: a longer one is left out, or 20 of them would outgrow a record.
+MAX_NAME_BYTES = 256
 
-_POWERS_OF_TEN = 10 ** np.arange(1, 20, dtype=np.uint64)
+_POWERS_OF_TEN = 10 ** np.arange(1, 19)
 _FOUR_DIGITS = np.frombuffer(b"".join(b"%04d" % i for i in range(10_000)), "<u4")
 _POINT_AND_3_DIGITS = np.frombuffer(b"".join(b".%03d" % i for i in range(1_000)), "<u4")
 # "0.123456" is one 8-byte word, the bitwise or of a high and a low part with zero bytes where the other one writes.
 _HIGH_MILLI = np.frombuffer(b"".join(b"%d.%03d\0\0\0" % divmod(i, 1_000) for i in range(1_001)), "<u8")
 _LOW_MICRO = np.frombuffer(b"".join(b"\0\0\0\0\0%03d" % i for i in range(1_000)), "<u8")
 
-#: Texts that end their cells: uint8 (..., width), and how many of the last bytes are text.
-Fragments = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-_CODE_SHIFT = np.uint64(32)
-_ROW_BITS = np.uint64(0xFFFFFFFF)
+#: Blocks, and how many of their last bytes are text.
+Fragments = tuple[NDArray[np.void], NDArray[np.int64]]
 
 _MS_PER_DAY = 86_400_000
 _EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
@@ -100,38 +100,48 @@ def rfc3339(times_ms: NDArray[np.int64]) -> list[bytes]:
     return times
 
 
+def blocks(cells: NDArray[np.uint8]) -> NDArray[np.void]:
+    """uint8 (..., width) as blocks (...) of that many bytes, without a copy."""
+    return cells.view(_block(cells.shape[-1]))[..., 0]
+
+
+@cache
+def _block(width: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, width))
+
+
 def number_texts(integers: NDArray[np.int64], micros: NDArray[np.int64]) -> tuple[Fragments, Fragments]:
     """Numbers in plain decimal notation, right-aligned: fragments of the integers, and of the millionths.
 
     Args:
-        integers: (I, n).
-        micros: (J, n); their texts always have 6 decimals.
+        integers: (I, n), above -2**63. It is quickest when the largest come first.
+        micros: (J, n), above -2**63; their texts always have 6 decimals.
     """
-    point = NUMBER_WIDTH - 7
-    cells = np.empty((len(integers) + len(micros), integers.shape[1], NUMBER_WIDTH), "u1")
+    first, point = len(integers), NUMBER_WIDTH - 7
     values = np.concatenate([integers, micros])
-    whole = np.abs(values).view("u8")  # the smallest i64 has no positive, but its bits are the magnitude
-    decimal = whole[len(integers) :]
-    decimal[:], micro = np.divmod(decimal, np.uint64(1_000_000))
+    cells = np.empty((*values.shape, NUMBER_WIDTH), "u1")
+    whole = np.abs(values)
+    magnitude = whole[first:].copy()
+    whole[first:] //= 1_000_000
     # The leading 0 of these words gives way to the last digit of the whole part.
-    cells[len(integers) :, :, point - 1 :].view("<u8")[..., 0] = micro_text(micro.view("i8"))
-
-    lengths = np.searchsorted(_POWERS_OF_TEN, whole, side="right")
+    words = micro_text(magnitude - whole[first:] * 1_000_000)
+    cells[first:, :, point - 1 :].view("<u8")[..., 0] = words
+    lengths = _POWERS_OF_TEN.searchsorted(whole, side="right")
     lengths += 1
+    most_digits = lengths.max(axis=1, initial=0).tolist()
     for stop in range(point, 3, -4):
-        whole, four_digits = np.divmod(whole, np.uint64(10_000))
-        cells[:, :, stop - 4 : stop].view("<u4")[..., 0] = _FOUR_DIGITS.take(four_digits.view("i8"))
-        if not whole.any():
+        unfinished = [i for i, digits in enumerate(most_digits) if digits > point - stop]
+        if not unfinished:
             break
-    negative = values < 0
-    if negative.any():
+        rest = whole[: unfinished[-1] + 1]
+        whole = rest // 10_000
+        cells[: len(rest), :, stop - 4 : stop].view("<u4")[..., 0] = _FOUR_DIGITS.take(rest - whole * 10_000)
+    if values.min(initial=0) < 0:
+        negative = values < 0
         lengths += negative
         cells[(*np.nonzero(negative), point - lengths[negative])] = ord("-")
-    lengths[len(integers) :] += NUMBER_WIDTH - point
-    return (cells[: len(integers), :, :point], lengths[: len(integers)]), (
-        cells[len(integers) :],
-        lengths[len(integers) :],
-    )
+    lengths[first:] += NUMBER_WIDTH - point
+    return (blocks(cells[:first, :, :point]), lengths[:first]), (blocks(cells[first:]), lengths[first:])
 
 
 class Block:
@@ -142,7 +152,7 @@ class Block:
         parts: bytes are constant; None is a hole for one text of ``micro_text``.
 
     Attributes:
-        cells: uint8 (rows, width).
+        width: bytes of a row.
     """
 
     def __init__(self, rows: int, parts: Sequence[bytes | None]) -> None:
@@ -152,16 +162,18 @@ class Block:
             if part is None:
                 holes.append(len(template))
             template += b"0.000000" if part is None else part
-        self.cells = np.empty((rows, len(template)), "u1")
-        self.cells[:] = np.frombuffer(template, "u1")
-        self._holes = [self.cells[:, hole : hole + DECIMAL_WIDTH].view("<u8")[:, 0] for hole in holes]
+        self.width = len(template)
+        cells = np.empty((rows, self.width), "u1")
+        cells[:] = np.frombuffer(template, "u1")
+        self._blocks = blocks(cells)
+        self._holes = [cells[:, hole : hole + DECIMAL_WIDTH].view("<u8")[:, 0] for hole in holes]
 
-    def filled(self, words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """The cells of the first n rows with ``words`` (holes, n) in the holes; they are valid until the next call."""
-        n = words.shape[1]
-        for hole, column in zip(self._holes, words, strict=True):
-            hole[:n] = column
-        return self.cells[:n]
+    def filled(self, *words: NDArray[np.uint64]) -> NDArray[np.void]:
+        """The first n rows with words u8[n] in the holes, in their order; valid until the next call."""
+        n = len(words[0])
+        for hole, word in zip(self._holes, words, strict=True):
+            hole[:n] = word
+        return self._blocks[:n]
 
 
 class Canvas:
@@ -175,42 +187,74 @@ class Canvas:
     def __init__(self, rows: int, width: int) -> None:
         self.width = width
         self._cells = np.zeros(rows * width, "u1")
-        self._views: dict[int, tuple[np.dtype[np.void], NDArray[np.void]]] = {}
+        self._views: dict[int, NDArray[np.void]] = {}
         self._starts = np.empty(0, np.int64)
 
     def begin(self, rows: int) -> None:
         """Empty the first ``rows`` rows."""
         self._starts = np.arange(1, rows + 1, dtype=np.int64) * self.width
 
-    def prepend(self, cells: NDArray[np.uint8], lengths: NDArray[np.int64] | int | None = None) -> None:
+    def prepend(self, fragment: NDArray[np.void], lengths: NDArray[np.int64] | int | None = None) -> None:
         """Put a right-aligned fragment before the text of every row.
 
         Args:
-            cells: uint8 (rows, width), or (width,) for the same text in every row; its last axis is contiguous.
+            fragment: a block for each row, or one for all.
             lengths: how many bytes at the right end belong to the fragment, all by default; 0 adds nothing to a row.
         """
-        block, places = self._blocks(cells.shape[-1])
-        places[self._starts - block.itemsize] = cells.view(block)[..., 0]
-        self._starts -= block.itemsize if lengths is None else lengths
+        width = fragment.itemsize
+        starts = self._starts - width
+        self._places(width)[starts] = fragment
+        self._starts = starts if lengths is None else self._starts - lengths
 
-    def prepend_all(self, cells: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
-        """Put K fragments, the last first, before the text of every row: (K, rows, width) and (K, rows)."""
-        block, places = self._blocks(cells.shape[-1])
-        fragments = cells.view(block)[..., 0]
-        starts = self._starts - block.itemsize  # of the last one's block; the others' follow from the lengths
-        starts_before = starts - lengths[::-1].cumsum(axis=0)
-        for fragment, start in zip(fragments[::-1], (starts, *starts_before), strict=False):
-            places[start] = fragment
-        if len(lengths):
-            self._starts = starts_before[-1] + block.itemsize
+    def prepend_list(
+        self,
+        names: NDArray[np.void],
+        name_lengths: NDArray[np.int64],
+        leads: NDArray[np.void],
+        first_lead_length: int,
+    ) -> None:
+        """Put up to K names, each after a lead, before the text of every row.
 
-    def _blocks(self, width: int) -> tuple[np.dtype[np.void], NDArray[np.void]]:
-        if width not in self._views:
-            # Element i is the bytes from i to i + width, so that one indexed assignment copies a block to any place.
-            block = np.dtype((np.void, width))
-            places = np.ndarray((self._cells.size - width + 1,), block, self._cells, strides=(1,))
-            self._views[width] = block, places
-        return self._views[width]
+        A lead is longer than the garbage before a name, so all names, then all leads, are written at once.
+
+        Args:
+            names: (rows, K) right-aligned, a multiple of NAME_WIDTH wide.
+            name_lengths: (rows, K); 0 for no name, and then there is none after it.
+            leads: (rows, K) texts, at least NAME_WIDTH wide.
+            first_lead_length: of the first lead only so many bytes at the right end are text.
+        """
+        lead_width = leads.itemsize
+        ends = name_lengths + lead_width
+        absent = name_lengths == 0
+        some_absent = absent.any()
+        if some_absent:
+            ends[absent] = 0
+        np.cumsum(ends, axis=1, out=ends)
+        sections = self._starts - ends[:, -1]
+        ends += sections[:, None]
+        if some_absent:
+            # What is not there is written to the left end of the region, which then has room to spare.
+            bases = np.arange(len(ends)) * self.width
+            ends[absent] = np.repeat(bases, absent.sum(axis=1)) + lead_width + NAME_WIDTH
+        places = self._places(NAME_WIDTH)
+        chunks = names[..., None].view(_block(NAME_WIDTH))
+        places[ends - NAME_WIDTH] = chunks[..., -1]
+        for chunk in range(1, chunks.shape[-1]):
+            long = np.nonzero(name_lengths > chunk * NAME_WIDTH)
+            places[ends[long] - (chunk + 1) * NAME_WIDTH] = chunks[..., -1 - chunk][long]
+        ends -= name_lengths
+        ends -= lead_width
+        self._places(lead_width)[ends] = leads
+        self._starts = sections + (lead_width - first_lead_length) * ~absent[:, 0]
+
+    def _places(self, width: int) -> NDArray[np.void]:
+        """Element i is the bytes from i to i + width, so that one indexed assignment copies blocks to any places."""
+        places = self._views.get(width)
+        if places is None:
+            shape = (self._cells.size - width + 1,)
+            places = np.ndarray(shape, _block(width), self._cells, strides=(1,))
+            self._views[width] = places
+        return places
 
     def texts(self) -> list[memoryview]:
         """The text of every row, valid until the next ``begin``."""
@@ -219,76 +263,81 @@ class Canvas:
         return [data[start:end] for start, end in zip(self._starts.tolist(), ends, strict=True)]
 
 
-class CategoryFragments:
-    """Fragments ``,{"category":"shoes","probability":0.210000}`` by the 32-bit code of the name.
+class NameTable:
+    """Names as JSON strings, by their 32-bit code.
 
     Args:
         names: names by code that are known beforehand; others are taken up when ``rows`` meets them.
-
-    Attributes:
-        width: bytes of a fragment's cells; grows with the longest name.
     """
 
-    _PROBES = 8
+    _PROBES = 4
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        self.width = DECIMAL_WIDTH + 1
-        self._count = 1  # row 0 is the empty fragment
-        self._cells = np.zeros((1, self.width), "u1")
+        self._count = 1  # row 0 is no name
+        self._cells = np.zeros((1, NAME_WIDTH), "u1")
         self._lengths = np.zeros(1, np.int64)
-        # An open hash table, each slot a code and its row. Codes are hashes already, so that their low bits are their
-        # slot; when it is taken, one of the next serves. Code 0, which means missing, has row 0 in slot 0.
+        # An open hash table, each slot a row and its code. Codes are hashes already, so that their low bits are their
+        # slot; when it is taken, one of the next serves, else the dict. Code 0, which means missing, has slot 0.
         self._slots = self._empty(1024)
+        self._crowded_out: dict[int, int] = {}
         for code, name in names.items():
             self._add(code, name)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a name's cells: grows with the longest name."""
+        return self._cells.shape[1]
 
     def rows(self, codes: NDArray[np.uint32], names: Mapping[int, str]) -> NDArray[np.int64]:
         """The rows of codes u4[n]; 0 where neither ``names`` nor an earlier call had a name to show."""
         places = (codes & self._mask()).astype(np.int64)
-        slots = self._slots.take(places)
-        rows: NDArray[np.int64] = (slots & _ROW_BITS).view(np.int64)
-        missed = np.flatnonzero(slots >> _CODE_SHIFT != codes)
+        slots = self._slots.take(places).view("u4")
+        rows = slots[::2].astype(np.int64)
+        missed = np.flatnonzero(slots[1::2] != codes)
         for probe in range(1, self._PROBES):
             if not len(missed):
                 return rows
-            slots = self._slots.take(places[missed] + probe)
-            rows[missed] = slots & _ROW_BITS
-            missed = missed[slots >> _CODE_SHIFT != codes[missed]]
-        new, which = np.unique(codes[missed], return_inverse=True)
-        added = [self._add(code, names[code]) if code in names else 0 for code in new.tolist()]
-        rows[missed] = np.array(added, np.int64)[which]
+            slots = self._slots.take(places[missed] + probe).view("u4")
+            rows[missed] = slots[::2]
+            missed = missed[slots[1::2] != codes[missed]]
+        if len(missed):
+            rare, which = np.unique(codes[missed], return_inverse=True)
+            rows[missed] = np.array([self._row(code, names) for code in rare.tolist()])[which]
         return rows
 
-    def fragments(self, rows: NDArray[np.int64], words: NDArray[np.uint64]) -> Fragments:
-        """Right-aligned fragments with the probabilities ``words``: uint8 (*rows.shape, width), and their lengths."""
-        cells = self._cells.view(f"V{self.width}")[:, 0].take(rows)[..., None].view("u1")
-        cells[..., -1 - DECIMAL_WIDTH : -1].view("<u8")[..., 0] = words
-        return cells, self._lengths.take(rows)
+    def texts(self, rows: NDArray[np.int64]) -> Fragments:
+        """Right-aligned names of rows of any shape; length 0 for row 0."""
+        return blocks(self._cells).take(rows), self._lengths.take(rows)
+
+    def _row(self, code: int, names: Mapping[int, str]) -> int:
+        row = self._crowded_out.get(code)
+        if row is None:
+            row = self._add(code, names[code]) if code in names else 0
+        return row
 
     def _add(self, code: int, name: str) -> int:
         text = msgspec.json.encode(name)
         row = 0
         if len(text) <= MAX_NAME_BYTES:
-            fragment = b',{"category":%b,"probability":0.000000}' % text
             row, self._count = self._count, self._count + 1
-            self._make_room(len(fragment))
-            self._cells[row, self.width - len(fragment) :] = np.frombuffer(fragment, "u1")
-            self._lengths[row] = len(fragment)
+            self._make_room(len(text))
+            self._cells[row, self.width - len(text) :] = np.frombuffer(text, "u1")
+            self._lengths[row] = len(text)
         size = len(self._slots) - self._PROBES
-        while self._count * 8 > size or not self._place(code, row):
-            size *= 2
-            old, self._slots = self._slots, self._empty(size)
-            if not all(self._place(slot >> 32, slot & 0xFFFFFFFF) for slot in old[old > 0].tolist()):
-                self._slots = old
+        if self._count * 8 > size:
+            old, self._slots = self._slots, self._empty(2 * size)
+            for slot in old[old > 0].tolist():
+                self._place(slot >> 32, slot & 0xFFFFFFFF)
+        self._place(code, row)
         return row
 
-    def _make_room(self, fragment_length: int) -> None:
+    def _make_room(self, length: int) -> None:
         capacity, width = self._cells.shape
-        wider = max(width, fragment_length)
+        wider = max(width, -(-length // NAME_WIDTH) * NAME_WIDTH)
         if self._count > capacity or wider > width:
             cells = np.zeros((max(capacity, 2 * self._count), wider), "u1")
             cells[:capacity, wider - width :] = self._cells
-            self._cells, self.width = cells, wider
+            self._cells = cells
             self._lengths = np.pad(self._lengths, (0, len(cells) - len(self._lengths)))
 
     def _empty(self, size: int) -> NDArray[np.uint64]:
@@ -297,11 +346,10 @@ class CategoryFragments:
     def _mask(self) -> np.uint32:
         return np.uint32(len(self._slots) - self._PROBES - 1)
 
-    def _place(self, code: int, row: int) -> bool:
+    def _place(self, code: int, row: int) -> None:
         first = code & int(self._mask())
-        for place in range(first, first + self._PROBES):
-            # Slot 0 belongs to code 0, which no name has.
-            if place and self._slots[place] >> _CODE_SHIFT in {0, code}:
+        for place in range(max(first, 1), first + self._PROBES):
+            if int(self._slots[place]) >> 32 in {0, code}:
                 self._slots[place] = code << 32 | row
-                return True
-        return False
+                return
+        self._crowded_out[code] = row

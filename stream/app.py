@@ -8,6 +8,7 @@ stay off the hot path, which is the engine.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import time
@@ -73,6 +74,7 @@ class Clicks:
         )
         self.scorer.start()
         self.not_loaded = None
+        spare_the_collector()
         logger.info(
             "model loaded",
             model=artefact.name,
@@ -153,6 +155,17 @@ class Clicks:
             "spent_s": {step: round(seconds, 6) for step, seconds in engine.spent_s.items()},
             "process_s": round(time.process_time(), 3),
         }
+
+
+def spare_the_collector() -> None:
+    """Let Python's cycle collector look rarely, and never at what is loaded for good.
+
+    A micro-batch makes some ten containers an event and no cycles; by default the collector walked them so often that
+    it took a third of the rendering (12.5 against 8.1 us an event).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
 
 
 def load_model(settings: Settings) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ async def answer(users: Any) -> None:
             writable = False
         value = {
             "user": name,
-            "life_events": row["life_events"],
+            "events": row["events"],
             "unknown": app.table.get("nobody"),
             "writable": writable,
         }

@@ -267,7 +267,7 @@ def test_fausts_own_command_runs_the_worker_and_an_agent_reads_the_table(setting
             producer.flush(5)
             time.sleep(0.5)
             answers = list(read_topic(settings.kafka.librdkafka(), answered))
-        assert json.loads(answers[-1].value()) == {"user": "u1", "life_events": 5, "unknown": None, "writable": False}
+        assert json.loads(answers[-1].value()) == {"user": "u1", "events": 5, "unknown": None, "writable": False}
     finally:
         process.terminate()
         process.wait(20)

@@ -7,13 +7,13 @@ however either of them cut the records into micro-batches.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from models.registry import Artefact
 from models.runtime import StepEngine
+from stream.errors import BrokenInvariant
 from stream.files import FileRecord
 from stream.formats import adapt_object
 from stream.scoring import ModelStep, ScoreRequest, clicks_work
@@ -82,7 +82,7 @@ def score_batches(
     while batch := list(islice(remaining, micro_batch)):
         decoded = work.decode(batch)
         folded = work.fold(decoded, [rows.get(key) for key in decoded.keys], None)
-        rendered = work.render(folded, asyncio.run(work.score(folded)))
+        rendered = work.render(folded, _outcome(work.score(folded)))
         for key, row in rendered.rows:
             if row is None:
                 rows.pop(key, None)
@@ -107,3 +107,12 @@ def score_records(  # noqa: PLR0917 - the source is one thing in three parts
     )
     for rendered in batches:
         yield from rendered.messages.get(settings.predictions_topic, ())
+
+
+def _outcome(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that waits for nothing: there is no scorer to share, so no loop is needed."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise BrokenInvariant("The offline score waited for something that nobody will do.")

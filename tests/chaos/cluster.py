@@ -134,7 +134,13 @@ class Round:
     def committed(self) -> list[int]:
         """The group's offset in each partition; 0 where there is none."""
         reader = Consumer(
-            {"bootstrap.servers": self.bootstrap, "group.id": self.app_id, "enable.auto.commit": False},
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": self.app_id,
+                "enable.auto.commit": False,
+                # read_committed would wait for the open transaction of a worker that is dead
+                "isolation.level": "read_uncommitted",
+            },
             logger=silent,
         )
         try:

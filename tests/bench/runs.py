@@ -1,0 +1,62 @@
+"""The parts of a bench in one run on one broker, and what they amount to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bench import latency, model, pipeline, restore, stock
+from tests.bench.bed import Bed, Sizes, bed
+from tests.bench.report import last_line, table
+
+#: Keys of the last line, in its order.
+KEYS = (
+    "ratio_to_stock",
+    "events_per_s",
+    "stock_events_per_s",
+    "p50_ms",
+    "p99_ms",
+    "committed_p50_ms",
+    "committed_p99_ms",
+    "restore_rows_per_s",
+    "bytes_per_user",
+    "rss_mib",
+)
+
+
+def run(part: str, sizes: Sizes, model_folder: Path | None) -> dict[str, float]:
+    """Run one part, or ``all``; prints tables and at the end the JSON line."""
+    with bed(sizes, model_folder) as ground:
+        figures = _PARTS[part](ground)
+    ordered = {key: figures[key] for key in KEYS if key in figures}
+    last_line(ordered)
+    return ordered
+
+
+def _pipeline(ground: Bed) -> dict[str, float]:
+    return _with_ratio(pipeline.run(ground) | stock.run(ground))
+
+
+def _all(ground: Bed) -> dict[str, float]:
+    settings = ground.topics("clicks")
+    pipeline.fill(ground, settings, "clicks", ground.sizes.events)
+    with ground.worker(settings) as worker:
+        figures = pipeline.measure(ground, settings, worker)
+        figures |= latency.measure(ground, settings, worker)
+    pipeline.footprint(ground, settings)
+    figures |= restore.run(ground) | stock.run(ground) | model.run(ground.model)
+    figures = _with_ratio(figures)
+    table("summary", ("figure", "value"), [(key, figures[key]) for key in KEYS if key in figures])
+    return figures
+
+
+def _with_ratio(figures: dict[str, float]) -> dict[str, float]:
+    return {**figures, "ratio_to_stock": figures["events_per_s"] / figures["stock_events_per_s"]}
+
+
+_PARTS = {
+    "all": _all,
+    "pipeline": _pipeline,
+    "latency": latency.run,
+    "restore": restore.run,
+    "model": lambda ground: model.run(ground.model),
+}

@@ -1,0 +1,362 @@
+"""The network on one user's row: the same weights, heads and scores as ``models.runtime``, written for a single event.
+
+The LSTM and the linear heads are torch's, on one row (the heads on two: the state before the event, which says how
+surprising it was, and the state after it). What is left are a few dozen numbers, for which plain Python and its math
+module are faster than any array library.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.anomaly import BUCKET_EDGES, LEVELS
+from models.errors import ArtefactError
+from models.features import FEATURES, HASH_BUCKETS
+from models.heads import COMPONENTS
+from models.registry import Artefact
+from tests.bench.stock_row import CODES, NEVER_S, WINDOW, Seen, UserRow
+
+TOP_CATEGORIES = 20
+HALF_MAX = 65504.0
+# The numbers of ``_inputs`` in their order; -1 is one an action.
+_NUMBERS = {
+    "category_missing": 1,
+    "log_gap": 1,
+    "first_event": 1,
+    "hour_sin": 1,
+    "hour_cos": 1,
+    "weekday_sin": 1,
+    "weekday_cos": 1,
+    "session_position": 1,
+    "new_session": 1,
+    "price": 1,
+    "price_missing": 1,
+    "repeat_item": 1,
+    "repeat_category": 1,
+    "session_actions": -1,
+    "action_age": -1,
+    "action_never": -1,
+    "life_events": 1,
+}
+_DAY_MS = 86_400_000
+_HALFS = struct.Struct(f"<{WINDOW}e")
+_MIN_SIGMA = 0.05
+_SQRT_2 = math.sqrt(2)
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_SESSION_LOG_GAP = math.log1p(1800.0)
+_LEVELS: list[float] = LEVELS.tolist()
+
+Mixture = list[tuple[float, float, float]]  # weight, mean and sigma of each component, in log seconds
+
+
+@dataclass(slots=True)
+class Answer:
+    """Scores of one event, unrounded."""
+
+    next_action: list[float]
+    next_category: list[tuple[int, float]]
+    purchase_probability: float
+    churn_probability: float
+    median_gap_s: float
+    terms: tuple[float, float, float]
+    too_predictable: float
+    anomaly_score: float
+
+
+class OneRowModel:
+    """A model that advances one user by one event. Call it inside ``torch.inference_mode``.
+
+    Raises:
+        ArtefactError: the model reads other features than the ones written out here.
+    """
+
+    def __init__(self, artefact: Artefact):
+        network, features = artefact.network, artefact.features
+        trunk, heads = network.trunk, network.heads
+        self.hidden = trunk.hidden
+        self.fingerprint = artefact.fingerprint
+        order = _columns_of_the_network(len(artefact.actions))
+        weight_ih = trunk.weight_ih.clone()
+        weight_ih[:, : len(order)] = trunk.weight_ih[:, order]
+        self._lstm = (weight_ih, trunk.weight_hh, trunk.bias, torch.zeros_like(trunk.bias))
+        self._small, self._category = heads.small, heads.category
+        self._content = float(heads.content)
+        self._n_actions = len(artefact.actions)
+        self._vocabulary = len(artefact.categories)
+        self._index = {code: i + 1 for i, code in enumerate(artefact.categories.codes.tolist())}
+        self._codes = [0, *artefact.categories.codes.tolist()]
+        self._mean, self._sd = features.mean[order], features.sd[order]
+        self._medians = features.log_price_median.tolist()
+        self._utc_offset_ms = 1000 * features.utc_offset_s
+        self._action_embedding = network.action.weight.numpy()
+        self._category_embedding = network.category.weight.numpy()
+        self._log_horizon = math.log(artefact.churn_horizon_s)
+        reference = artefact.reference
+        self._center, self._scale = reference.center.tolist(), reference.scale.tolist()
+        self._surprisal, self._predictable = reference.surprisal.tolist(), reference.predictable.tolist()
+        self._either = reference.either.tolist()
+
+    def step(self, row: UserRow, seen: Seen, window_before: bytes) -> Answer:
+        """Move the row's state vector and say what comes next.
+
+        Args:
+            row: after the event, its state vector from before it.
+            seen: the event.
+            window_before: the row's window of categories before the event.
+        """
+        H = self.hidden
+        before = np.frombuffer(row.state, "<f2")
+        state = torch.from_numpy(before.astype(np.float32)[None])
+        h, c = torch.lstm_cell(self._inputs(row, seen), (state[:, :H], state[:, H:]), *self._lstm)
+        after = torch.cat([h, c], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
+        row.state = after.numpy().tobytes()
+        row.fingerprint = self.fingerprint
+        both = torch.cat([state[:, :H], after[:, :H].float()])
+        small = self._small(both).tolist()
+        logits = self._category(both)
+        chances = torch.softmax(logits, dim=1).numpy()
+        logits_of = logits.numpy()
+
+        terms = self._terms(small[0], chances[0], logits_of[0], CODES.unpack(window_before), seen)
+        codes = CODES.unpack(row.window_categories)
+        actions, mixture, purchase = self._small_heads(small[1])
+        too_predictable, score = self._judge(row, sum(terms))
+        return Answer(
+            actions,
+            self._top(small[1], chances[1], logits_of[1], codes),
+            purchase,
+            _survival(self._log_horizon, mixture),
+            math.exp(_median(mixture)),
+            terms,
+            too_predictable,
+            score,
+        )
+
+    # ------------------------------------------------------------------ what the network reads
+
+    def _inputs(self, row: UserRow, seen: Seen) -> torch.Tensor:
+        log1p, tau = math.log1p, math.tau
+        local_ms = seen.event_time_ms + self._utc_offset_ms
+        hour = local_ms % _DAY_MS * (tau / _DAY_MS)
+        weekday = local_ms // _DAY_MS % 7 * (tau / 7)
+        category = seen.category
+        index = self._index.get(category, 0)
+        priced = seen.log_price == seen.log_price  # NaN is not equal to itself
+        numbers = [
+            category == 0,
+            log1p(max(seen.gap_ms, 0) * 1e-3),
+            seen.gap_ms < 0,
+            math.sin(hour),
+            math.cos(hour),
+            math.sin(weekday),
+            math.cos(weekday),
+            log1p(row.session_events),
+            seen.new_session,
+            seen.log_price - self._medians[index] if priced else 0.0,
+            not priced,
+            seen.repeat_item,
+            seen.repeat_category,
+            *map(log1p, row.action_session),
+            *[0.0 if age == NEVER_S else log1p(age) for age in seen.ages_s],
+            *[age == NEVER_S for age in seen.ages_s],
+            log1p(row.life_events),
+        ]
+        scaled = np.array(numbers, np.float32)
+        scaled -= self._mean
+        scaled /= self._sd
+        embedded = index if index or not category else self._vocabulary + 1 + category % HASH_BUCKETS
+        x = np.concatenate([scaled, self._action_embedding[seen.action], self._category_embedding[embedded]])
+        return torch.from_numpy(x[None])
+
+    # ------------------------------------------------------------------ heads
+
+    def _small_heads(self, small: list[float]) -> tuple[list[float], Mixture, float]:
+        A = self._n_actions
+        return (
+            _softmax(small[:A]),
+            _mixture(small[A : A + 3 * COMPONENTS]),
+            _sigmoid(small[A + 3 * COMPONENTS]),
+        )
+
+    def _pointer(
+        self, small: list[float], logits: np.ndarray, codes: tuple[int, ...]
+    ) -> tuple[list[int], list[int], list[float], float]:
+        """Codes, indices and probabilities of the window's categories, and what they share."""
+        at = self._n_actions + 3 * COMPONENTS + 1
+        slots = [slot for slot, code in enumerate(codes) if code]
+        if not slots:
+            return [], [], [], 0.0
+        held = [codes[slot] for slot in slots]
+        index = [self._index.get(code, 0) for code in held]
+        content = self._content
+        scores = _softmax(
+            [
+                small[at + 1 + slot] + content * logit
+                for slot, logit in zip(slots, logits[index].tolist(), strict=True)
+            ]
+        )
+        share = _sigmoid(small[at])
+        return held, index, [share * score for score in scores], share
+
+    def _terms(
+        self, small: list[float], chances: np.ndarray, logits: np.ndarray, codes: tuple[int, ...], seen: Seen
+    ) -> tuple[float, float, float]:
+        """Nats of action, category and gap of the event under the prediction made before it."""
+        A = self._n_actions
+        action = -math.log(_softmax(small[:A])[seen.action])
+        category = gap = 0.0
+        if seen.category:
+            held, _, pointer, share = self._pointer(small, logits, codes)
+            named = float(chances[self._index.get(seen.category, 0)]) * (1 - share)
+            named += sum(p for p, code in zip(pointer, held, strict=True) if code == seen.category)
+            category = -math.log(max(named, 1e-9))
+        if seen.gap_ms >= 0:
+            mixture = _mixture(small[A : A + 3 * COMPONENTS])
+            gap = -_log_likelihood(math.log(max(seen.gap_ms * 1e-3, 1.0)), mixture)
+        return action, category, gap
+
+    def _top(
+        self, small: list[float], chances: np.ndarray, logits: np.ndarray, codes: tuple[int, ...]
+    ) -> list[tuple[int, float]]:
+        held, index, pointer, share = self._pointer(small, logits, codes)
+        mixed = chances * np.float32(1 - share)
+        outside: dict[int, float] = {}
+        for code, i, p in zip(held, index, pointer, strict=True):
+            if i:
+                mixed[i] += p
+            else:
+                outside[code] = outside.get(code, 0.0) + p
+        mixed[0] = 0.0  # the unseen class has no name
+        best = (
+            np.argpartition(mixed, -TOP_CATEGORIES)[-TOP_CATEGORIES:]
+            if len(mixed) > TOP_CATEGORIES
+            else range(len(mixed))
+        )
+        code_at = self._codes
+        top = [(code_at[i], p) for i, p in zip(list(best), mixed[best].tolist(), strict=True) if p >= 5e-7]
+        top += outside.items()
+        top.sort(key=_probability, reverse=True)
+        return top[:TOP_CATEGORIES]
+
+    # ------------------------------------------------------------------ anomaly
+
+    def _judge(self, row: UserRow, surprisal_nats: float) -> tuple[float, float]:
+        bucket = bisect_right(BUCKET_EDGES, row.life_events)
+        excess = 0.0
+        for value, center, scale in zip(
+            _statistics(row), self._center[bucket], self._scale[bucket], strict=True
+        ):
+            if value is not None and value > center:
+                excess += (value - center) / scale
+        predictable = _score(excess, self._predictable[bucket])
+        worse = max(_score(surprisal_nats, self._surprisal[bucket]), predictable)
+        return predictable, _score(worse, self._either[bucket])
+
+
+def _columns_of_the_network(n_actions: int) -> list[int]:
+    """Where the numbers of ``_inputs`` stand among those that the network was trained on.
+
+    Raises:
+        ArtefactError: the network reads other features than the ones written out here.
+    """
+    starts, at = {}, 0
+    for feature in FEATURES:
+        starts[feature.name] = at
+        at += n_actions if feature.width < 0 else feature.width
+    if starts.keys() - {"action", "category"} != _NUMBERS.keys():
+        raise ArtefactError(
+            f"The stock agent writes out the features {', '.join(_NUMBERS)}; this build's models read "
+            f"{', '.join(starts)}. Bring tests/bench/stock_model.py in line."
+        )
+    widths = ((name, n_actions if width < 0 else width) for name, width in _NUMBERS.items())
+    return [starts[name] + i for name, width in widths for i in range(width)]
+
+
+def _statistics(row: UserRow) -> tuple[float | None, float | None, float | None]:
+    """Regular gaps, action loop and same items of the user's last 32 events."""
+    count = row.window_count
+    gaps = [gap for gap in _HALFS.unpack(row.window_log_gaps)[WINDOW + 1 - count :] if gap < _SESSION_LOG_GAP]
+    regular = loop = same = None
+    if (n := len(gaps)) >= 4:
+        mean = sum(gaps) / n
+        variance = sum([gap * gap for gap in gaps]) / n - mean * mean
+        regular = -math.log(math.sqrt(max(variance, 0.0)) + 0.02)
+    if count >= 8:
+        actions = row.window_actions[WINDOW - count :]
+        agreement = [
+            sum([a == b for a, b in zip(actions[lag:], actions, strict=False)]) / (count - lag)
+            for lag in range(1, 6)
+        ]
+        loop = max(agreement[1:]) - agreement[0]
+    items = [item for item in CODES.unpack(row.window_items) if item]
+    if len(items) >= 4:
+        same = (len(items) - len(set(items))) / len(items)
+    return regular, loop, same
+
+
+def _score(value: float, table: list[float]) -> float:
+    """The level of a value in its quantiles; beyond the last it rises towards 1."""
+    last = table[-1]
+    if value > last:
+        return 1 - (1 - _LEVELS[-1]) / (1 + (value - last) / (last - table[-9] + 1e-3))
+    place = min(max(bisect_right(table, value) - 1, 0), len(table) - 2)
+    part = min(1.0, max(0.0, (value - table[place]) / (table[place + 1] - table[place])))
+    return _LEVELS[place] + part * (_LEVELS[place + 1] - _LEVELS[place])
+
+
+def _probability(entry: tuple[int, float]) -> float:
+    return entry[1]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    most = max(logits)
+    shifted = [math.exp(logit - most) for logit in logits]
+    total = sum(shifted)
+    return [value / total for value in shifted]
+
+
+def _mixture(raw: list[float]) -> Mixture:
+    weights = _softmax(raw[:COMPONENTS])
+    means = raw[COMPONENTS : 2 * COMPONENTS]
+    sigmas = [
+        math.log1p(math.exp(min(s, 30.0))) + max(0.0, s - 30.0) + _MIN_SIGMA for s in raw[2 * COMPONENTS :]
+    ]
+    return list(zip(weights, means, sigmas, strict=True))
+
+
+def _survival(y: float, mixture: Mixture) -> float:
+    return sum([0.5 * w * math.erfc((y - mean) / (sigma * _SQRT_2)) for w, mean, sigma in mixture])
+
+
+def _log_likelihood(y: float, mixture: Mixture) -> float:
+    if y > 0:
+        likelihood = sum(
+            [
+                w * math.exp(-0.5 * ((y - mean) / sigma) ** 2 - _LOG_SQRT_2PI) / sigma
+                for w, mean, sigma in mixture
+            ]
+        )
+    else:
+        likelihood = 1 - _survival(0.0, mixture)
+    return math.log(max(likelihood, 1e-12))
+
+
+def _median(mixture: Mixture) -> float:
+    """The log seconds that half of the probability lies below; eleven halvings, as ``models.heads``."""
+    means = [mean for _, mean, _ in mixture]
+    low, width = min(means), max(means) - min(means)
+    for _ in range(11):
+        width *= 0.5
+        if _survival(low + width, mixture) > 0.5:
+            low += width
+    return max(0.0, low + 0.5 * width)

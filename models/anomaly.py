@@ -115,9 +115,7 @@ class Reference:
     either: NDArray[np.float64]
 
     @classmethod
-    def fit(
-        cls, life_events: NDArray, surprisal_nats: NDArray, statistics: NDArray[np.float32]
-    ) -> Reference:
+    def fit(cls, life_events: NDArray, surprisal_nats: NDArray, statistics: NDArray[np.float32]) -> Reference:
         """Learn what is usual from the events of a reference population."""
         bucket = bucket_of(life_events)
         members = [_nearest_members(bucket, b) for b in range(BUCKETS)]

@@ -65,12 +65,14 @@ def sample_columns(
     """
     rng = np.random.default_rng(seed)
     columns = blank_columns(n_events, n_actions)
-    row = np.concatenate([np.arange(n_users), rng.integers(0, n_users, max(0, n_events - n_users))])[:n_events]
+    row = np.concatenate([np.arange(n_users), rng.integers(0, n_users, max(0, n_events - n_users))])[
+        :n_events
+    ]
     seen = np.zeros(n_users, np.int64)
     for event, user in enumerate(row):
         columns["wave"][event] = seen[user]
         seen[user] += 1
-    codes = np.append(category_codes, np.uint32([0, 4_000_000_019]))
+    codes = np.append(category_codes, np.array([0, 4_000_000_019], np.uint32))
     columns["row"][:] = row
     columns["action"][:] = rng.integers(0, n_actions, n_events)
     columns["category"][:] = rng.choice(codes, n_events)

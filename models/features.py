@@ -58,7 +58,7 @@ class Inputs:
 class _Event:
     """What the table reads: the columns, the category's index, and the shop's clock."""
 
-    def __init__(self, columns: Columns, category_index: NDArray[np.int64], spec: FeatureSpec) -> None:
+    def __init__(self, columns: Columns, category_index: NDArray[np.int32], spec: FeatureSpec) -> None:
         self.columns = columns
         local_ms = columns["event_time_ms"] + 1000 * spec.utc_offset_s
         self.hour = local_ms % _DAY_MS * (tau / _DAY_MS)

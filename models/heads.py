@@ -21,8 +21,10 @@ _LOG_2PI = log(2 * pi)
 
 @dataclass(frozen=True)
 class SmallHeads:
-    """For N states: ``action_NA``, ``purchase_N`` and ``slot_NW`` (of the pointer, newest slot last; -1e9 where the
-    slot holds no category) are logits; ``share_N`` is the pointer's share, 0 if the window holds no category.
+    """What the small heads say of N states.
+
+    ``action_NA``, ``purchase_N`` and ``slot_NW`` (of the pointer, newest slot last; -1e9 where the slot holds no
+    category) are logits; ``share_N`` is the pointer's share, 0 if the window holds no category.
     """
 
     action_NA: Tensor
@@ -51,7 +53,7 @@ class Heads(nn.Module):
         """Name the parts of what ``small`` gave.
 
         Args:
-            small_NK: output of ``small``.
+            small_NK: output of ``small``; further columns are ignored.
             held_NW: bool, false for an empty slot of the window or an event without category.
             any_held_N: bool, whether a window holds any category.
         """
@@ -63,25 +65,23 @@ class Heads(nn.Module):
             gap=GapMixture.of(*parts[:-2].chunk(3)),
             purchase_N=parts[-2],
             share_N=torch.sigmoid(parts[-1]) * any_held_N,
-            slot_NW=torch.where(held_NW, small_NK[:, G + 2 :], -1e9),
+            slot_NW=torch.where(held_NW, small_NK[:, G + 2 : G + 2 + WINDOW], -1e9),
         )
 
-    def mix(
-        self, category_NV: Tensor, slot_NW: Tensor, share_N: Tensor, index_NW: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Share the probability of the next category between the vocabulary and the window.
+    def mix(self, category_NV: Tensor, slot_NW: Tensor, index_NW: Tensor) -> tuple[Tensor, Tensor]:
+        """Two answers to "which category": of the vocabulary, and of the pointer over the window.
 
         Args:
             category_NV: logits of the vocabulary, index 0 = unseen.
-            slot_NW, share_N: of ``read``.
-            index_NW: int64, vocabulary index of each window slot, 0 = unseen.
+            slot_NW: of ``read``.
+            index_NW: vocabulary index of each window slot, 0 = unseen.
 
         Returns:
-            vocabulary_NV and pointer_NW; a row of both sums to 1.
+            vocabulary_NV and pointer_NW, each row summing to 1. The probability of a category is
+            (1 - share) of the first and ``share_N`` of the second.
         """
-        share_N1 = share_N[:, None]
-        pointer = torch.softmax(slot_NW + self.content * category_NV.gather(1, index_NW), dim=1)
-        return torch.softmax(category_NV, dim=1) * (1 - share_N1), pointer * share_N1
+        content = category_NV.gather(1, index_NW) * self.content
+        return torch.softmax(category_NV, dim=1), torch.softmax(content + slot_NW, dim=1)
 
 
 @dataclass(frozen=True)

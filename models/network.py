@@ -49,8 +49,9 @@ class Network(nn.Module):
         self.trunk = TRUNKS[a.kind](width, a.hidden)
         self.heads = Heads(a.hidden, a.n_actions, a.n_categories)
 
-    def embed(self, inputs: Inputs) -> Tensor:
-        """Scaled numbers and embeddings side by side, N x F."""
-        return torch.cat(
-            [inputs.x_NF, self.action(inputs.action_N), self.category(inputs.category_N)], dim=1
-        )
+    def embed(self, inputs: Inputs, room: int = 0) -> Tensor:
+        """Scaled numbers and embeddings side by side, N x F, and ``room`` more columns without meaning."""
+        parts = [inputs.x_NF, self.action(inputs.action_N), self.category(inputs.category_N)]
+        if room:
+            parts.append(inputs.x_NF.new_empty(len(inputs.x_NF), room))
+        return torch.cat(parts, dim=1)

@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from models.anomaly import Reference
-from models.columns import LAYOUT, WINDOW, Columns, sample_columns
+from models.columns import WINDOW, Columns, sample_columns
 from models.errors import ArtefactError
 from models.features import FEATURES, FeatureSpec, declared, missing_features, numeric_width
 from models.network import Architecture, Network
@@ -36,6 +36,7 @@ DEFAULT_CHURN_HORIZON_S = 2_592_000.0
 # Other processors and libraries round matrix products otherwise, and the float16 state amplifies it; over the few
 # events of the golden sample CPU and CUDA stay within 1e-3, while a wrong weight does not.
 GOLDEN_TOLERANCE = 1e-3
+_SAMPLE_CATEGORIES = tuple(f"c{number}" for number in range(100))
 _GOLDEN_OUTPUTS = ("next_action", "purchase_probability", "churn_probability", "terms", "anomaly_score")
 
 
@@ -112,6 +113,7 @@ def describe(
     architecture: Architecture,
     features: FeatureSpec,
     reference: Reference,
+    *,
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
     training: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
@@ -167,7 +169,9 @@ def load_artefact(folder: Path) -> Artefact:
         )
     weights = _read_weights(folder, manifest)
     try:
-        with torch.random.fork_rng(devices=[]):  # a running program's chances are not for loading to draw from
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a running program's chances are not for loading to draw from
             network = Network(Architecture(**manifest["architecture"]))
         network.load_state_dict(load_tensors(weights))
         artefact = _assemble(manifest, network)
@@ -182,11 +186,12 @@ def load_artefact(folder: Path) -> Artefact:
 
 def untrained(
     root: Path,
+    *,
     seed: int = 1,
     name: str = "untrained",
     version: str = "1",
     actions: tuple[str, ...] = DEFAULT_ACTIONS,
-    categories: tuple[str, ...] = tuple(f"c{number}" for number in range(100)),
+    categories: tuple[str, ...] = _SAMPLE_CATEGORIES,
     hidden: int = 64,
     **changes: Any,
 ) -> Path:
@@ -231,8 +236,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"Model folder {folder} has manifest format {found}, this build reads format {FORMAT}. Train the model "
             f"again with this build, or deploy the build that made it."
         )
-    needed = {"name", "version", "architecture", "features", "actions", "categories", "scaling", "anomaly", "weights",
-              "golden", "window", "utc_offset_s", "churn_horizon_s"}
+    needed = {
+        "name",
+        "version",
+        "architecture",
+        "features",
+        "actions",
+        "categories",
+        "scaling",
+        "anomaly",
+        "weights",
+        "golden",
+        "window",
+        "utc_offset_s",
+        "churn_horizon_s",
+    }
     if lacking := sorted(needed - manifest.keys()):
         raise ArtefactError(
             f"The {MANIFEST} of model folder {folder} lacks {', '.join(lacking)}. Copy the folder again from where it "

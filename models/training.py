@@ -80,13 +80,21 @@ def train(
     epochs: int = 30,
     seed: int = 1,
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
-    progress: Progress = lambda epoch, loss, tuning_loss, events_per_s: None,
+    progress: Progress | None = None,
 ) -> Path:
     """Fit a network on the log's training users and write it as ``<root>/<name>/<version>``.
 
     Args:
         log: folded events; users with crc32(user id) % 100 below ``bounds[0]`` are fitted on, those below
             ``bounds[1]`` decide when to stop, calibrate and are the anomaly's reference, the rest measure.
+        root: the model store.
+        name: of the model.
+        version: a new one.
+        architecture: of the trunk, a name of ``models.network.TRUNKS``.
+        hidden: the trunk's units.
+        bounds: the two shares.
+        seed: of the first weights, of dropout and of the order of users.
+        churn_horizon_s: the silence whose probability is the churn probability.
         epochs: at most; training stops when the tuning users' loss has not fallen for 5 epochs.
         progress: called after each epoch with its number from 1, both losses (nats) and events a second.
 
@@ -100,14 +108,23 @@ def train(
     check(log, bounds)
     if architecture not in TRUNKS:
         raise TrainingError(f"No architecture {architecture!r}; this build has {', '.join(TRUNKS)}.")
-    torch.set_num_threads(1)  # sums split over threads round differently: one thread keeps training repeatable
+    torch.set_num_threads(
+        1
+    )  # sums split over threads round differently: one thread keeps training repeatable
     torch.manual_seed(seed)
     fit, tune = log.of_users(0, bounds[0]), log.of_users(*bounds)
     spec = fit_features(log, fit)
     sizes = Architecture(architecture, hidden, n_actions=len(log.actions), n_categories=len(spec.categories))
     network = Network(sizes)
     purchase = log.actions.names.index("purchase") if "purchase" in log.actions.names else -1
-    curve = _fit(network, _sequences(fit, spec, purchase), _sequences(tune, spec, purchase), epochs, seed, progress)
+    curve = _fit(
+        network,
+        _sequences(fit, spec, purchase),
+        _sequences(tune, spec, purchase),
+        epochs=epochs,
+        seed=seed,
+        progress=progress,
+    )
     divisor = _calibrate(network, _sequences(tune, spec, purchase))
 
     training = {
@@ -123,10 +140,12 @@ def train(
         "temperature": round(divisor, 4),
     }
     blank = Reference.fit(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.float32))
-    draft = unsaved(network, describe(name, version, sizes, spec, blank, churn_horizon_s))
+    draft = unsaved(network, describe(name, version, sizes, spec, blank, churn_horizon_s=churn_horizon_s))
     seen = run(StepEngine(draft, device="cpu"), tune)
     reference = Reference.fit(tune["life_events"], seen.surprisal_nats, seen.statistics)
-    manifest = describe(name, version, sizes, spec, reference, churn_horizon_s, training)
+    manifest = describe(
+        name, version, sizes, spec, reference, churn_horizon_s=churn_horizon_s, training=training
+    )
     manifest["metrics"] = _measure(unsaved(network, manifest), log, bounds)
     folder = save_artefact(root, network, manifest)
     load_artefact(folder)
@@ -172,12 +191,14 @@ def _sequences(columns: Columns, spec: FeatureSpec, purchase: int) -> _Sequences
 
 
 def _fit(
-    network: Network, fit: _Sequences, tune: _Sequences, epochs: int, seed: int, progress: Progress
+    network: Network, fit: _Sequences, tune: _Sequences, *, epochs: int, seed: int, progress: Progress | None
 ) -> list[dict[str, float]]:
     rng = np.random.default_rng(seed)
     updates = max(1, epochs * sum(1 for _ in _chunks(fit, np.random.default_rng(seed))))
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=updates + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, LEARNING_RATE, total_steps=updates + 1, pct_start=0.1
+    )
     best, best_weights, since = float("inf"), network.state_dict(), 0
     curve: list[dict[str, float]] = []
     for epoch in range(1, epochs + 1):
@@ -204,7 +225,8 @@ def _fit(
                 f"another --seed."
             )
         curve.append({"epoch": epoch, "loss": round(losses / events, 5), "tuning_loss": round(tuning, 5)})
-        progress(epoch, losses / events, tuning, events / seconds)
+        if progress is not None:
+            progress(epoch, losses / events, tuning, events / seconds)
         if tuning < best - 1e-4:
             best, since = tuning, 0
             best_weights = {name: values.clone() for name, values in network.state_dict().items()}
@@ -237,7 +259,11 @@ def _chunks(
 
 
 def _loss(
-    network: Network, part: _Sequences, event_TB: NDArray[np.int64], held_TB: NDArray[np.bool_], state_BS: Tensor
+    network: Network,
+    part: _Sequences,
+    event_TB: NDArray[np.int64],
+    held_TB: NDArray[np.bool_],
+    state_BS: Tensor,
 ) -> tuple[Tensor, int, Tensor]:
     """The summed weighted loss of a chunk, its number of events, and the state to carry on."""
     T, B = event_TB.shape
@@ -275,11 +301,10 @@ def _terms(
     action = torch.nn.functional.cross_entropy(out.action_NA, part.action_N[event_N], reduction="none")
 
     named = part.code_N[event_N] != 0
-    vocabulary, pointer = heads.mix(
-        heads.category(before_NH), out.slot_NW, out.share_N, part.index_before_NW[event_N]
-    )
+    vocabulary, pointer = heads.mix(heads.category(before_NH), out.slot_NW, part.index_before_NW[event_N])
     pointed = codes_NW == part.code_N[event_N, None]
-    probability = vocabulary.gather(1, part.index_N[event_N, None])[:, 0] + (pointer * pointed).sum(dim=1)
+    by_vocabulary = vocabulary.gather(1, part.index_N[event_N, None])[:, 0]
+    probability = (1 - out.share_N) * by_vocabulary + out.share_N * (pointer * pointed).sum(dim=1)
     category = -torch.log(probability.clamp_min(1e-9))[named]
 
     # Gap and purchase do not look at the window: which one is given does not matter.
@@ -319,7 +344,9 @@ def _calibrate(network: Network, tune: _Sequences) -> float:
             state, last = torch.zeros(len(users), network.trunk.state_width), users[0]
         T, B = event_TB.shape
         event_N = torch.from_numpy(event_TB.ravel())
-        chosen = Inputs(tune.inputs.x_NF[event_N], tune.inputs.action_N[event_N], tune.inputs.category_N[event_N])
+        chosen = Inputs(
+            tune.inputs.x_NF[event_N], tune.inputs.action_N[event_N], tune.inputs.category_N[event_N]
+        )
         hidden_TBH, state = network.trunk(network.embed(chosen).view(T, B, -1), state)
         held = torch.from_numpy(held_TB.ravel()) & tune.follows_N[event_N]
         out = network.heads.small(hidden_TBH.reshape(T * B, -1)[held])[:, : network.heads.n_actions]

@@ -59,7 +59,9 @@ def check(log: TrainingLog, bounds: tuple[int, int]) -> None:
     """
     fit, tune = bounds
     if not 0 < fit < tune <= 100:
-        raise TrainingError(f"--bounds {fit},{tune} must be two shares with 0 < fit < tune <= 100, for example 60,70.")
+        raise TrainingError(
+            f"--bounds {fit},{tune} must be two shares with 0 < fit < tune <= 100, for example 60,70."
+        )
     share = log.shares()[log.columns["row"]]
     later = log.columns["wave"] > 0
     for label, first, end in (("fit", 0, fit), ("tune", fit, tune)):
@@ -117,7 +119,9 @@ def windows_before(columns: Columns) -> NDArray[np.uint32]:
     return before
 
 
-def frequent_categories(columns: Columns, names: Mapping[int, str], most: int = MOST_FREQUENT) -> tuple[str, ...]:
+def frequent_categories(
+    columns: Columns, names: Mapping[int, str], most: int = MOST_FREQUENT
+) -> tuple[str, ...]:
     """Names of the categories that at least two users had, most frequent first, at most ``most``."""
     code, inverse = np.unique(columns["category"], return_inverse=True)
     events = np.bincount(inverse, minlength=len(code))
@@ -127,7 +131,7 @@ def frequent_categories(columns: Columns, names: Mapping[int, str], most: int = 
     return tuple(names[c] for _, c in ranked if c in names)[:most]
 
 
-def log_price_medians(columns: Columns, index: NDArray[np.int64], n_categories: int) -> NDArray[np.float32]:
+def log_price_medians(columns: Columns, index: NDArray[np.int32], n_categories: int) -> NDArray[np.float32]:
     """The median log price of each category index, of all categories together where one has no price."""
     priced = ~np.isnan(columns["log_price"])
     price, at = columns["log_price"][priced], index[priced]

@@ -46,7 +46,9 @@ class ActionVocabulary:
     def __init__(self, actions: Sequence[str]) -> None:
         """Take the names without ``other``, at most 64, in the order of their codes."""
         if OTHER in actions or len(set(actions)) != len(actions) or not 0 < len(actions) <= MAX_ACTIONS:
-            raise ValueError(f"actions must be 1 to {MAX_ACTIONS} different names without {OTHER!r}: {actions}")
+            raise ValueError(
+                f"actions must be 1 to {MAX_ACTIONS} different names without {OTHER!r}: {actions}"
+            )
         self.names: tuple[str, ...] = (*actions, OTHER)
         self._codes = {name: code for code, name in enumerate(self.names)}
 
@@ -70,24 +72,22 @@ class CategoryVocabulary:
             raise ValueError("two categories of the vocabulary share a 32-bit code: leave out the rarer one")
         self._codes_by_index = np.concatenate([np.zeros(1, np.uint32), self.codes])
         self._multiplier, self._shift, self._slots = _perfect_table(self.codes)
+        self._codes_by_slot = self._codes_by_index.take(self._slots)
 
     def __len__(self) -> int:
         """Count the names, the unseen class not included."""
         return len(self.names)
 
-    def index_of(self, codes: NDArray[np.uint32]) -> NDArray[np.int64]:
+    def index_of(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Index 1..V of each code (any shape), 0 for the unseen and the missing."""
-        slots = (codes * self._multiplier) >> self._shift
+        slots = codes * self._multiplier
+        slots >>= self._shift
         found = self._slots.take(slots)
-        found *= self._codes_by_index.take(found) == codes
+        found *= self._codes_by_slot.take(slots) == codes
         return found
 
-    def code_at(self, index: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """The code of each index; 0 for index 0."""
-        return self._codes_by_index.take(index)
 
-
-def _perfect_table(codes: NDArray[np.uint32]) -> tuple[np.uint32, np.uint32, NDArray[np.int64]]:
+def _perfect_table(codes: NDArray[np.uint32]) -> tuple[np.uint32, np.uint32, NDArray[np.int32]]:
     """A hash table without collisions: one look-up is 20 times faster than a binary search.
 
     Returns (multiplier, shift, slots); ``slots[(code * multiplier) >> shift]`` is the code's index.
@@ -97,7 +97,7 @@ def _perfect_table(codes: NDArray[np.uint32]) -> tuple[np.uint32, np.uint32, NDA
         for multiplier in map(np.uint32, _MULTIPLIERS):
             hashed = (codes * multiplier) >> shift
             if len(np.unique(hashed)) == len(codes):
-                slots = np.zeros(1 << bits, np.int64)
+                slots = np.zeros(1 << bits, np.int32)
                 slots[hashed] = np.arange(1, len(codes) + 1)
                 return multiplier, shift, slots
     raise ValueError(f"no hash table without collisions for {len(codes)} categories: lower their number")

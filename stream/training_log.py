@@ -45,11 +45,15 @@ def training_log(
         for record in records:
             digest.update(record.value)
             digest.update(b"\n")
-        decoded = decode_events([record.key for record in records], [record.value for record in records], adapt_object)
+        decoded = decode_events(
+            [record.key for record in records], [record.value for record in records], adapt_object
+        )
         events += [event for event in decoded if isinstance(event, Event)]
     names = ", ".join(file.name for file in files)
     if not events:
-        raise InputFileError(f"No line of {names} is an event. Name the right --format, or see `foreclick doctor`.")
+        raise InputFileError(
+            f"No line of {names} is an event. Name the right --format, or see `foreclick doctor`."
+        )
     vocabulary = actions or actions_of(events)
     users = {user: row for row, user in enumerate(dict.fromkeys(event.user_id for event in events))}
     row = np.fromiter((users[event.user_id] for event in events), np.int32, len(events))

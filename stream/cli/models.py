@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 @app_models.command(epilog="Example: foreclick models verify models/shop/1")
 def verify(
-    folder: Annotated[Path | None, typer.Argument(help="<root>/<name>/<version>; the bundled one by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="<root>/<name>/<version>; the bundled one by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check sizes, hash, features and golden outputs."""
@@ -34,7 +36,9 @@ def verify(
 
 @app_models.command(epilog="Example: foreclick models show models/shop/1")
 def show(
-    folder: Annotated[Path | None, typer.Argument(help="<root>/<name>/<version>; the bundled one by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="<root>/<name>/<version>; the bundled one by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a model is, what it was trained on, how good it was."""
@@ -43,7 +47,16 @@ def show(
     manifest = load_artefact(folder or bundled()).manifest
     told = {
         name: manifest[name]
-        for name in ("name", "version", "architecture", "actions", "churn_horizon_s", "training", "metrics", "weights")
+        for name in (
+            "name",
+            "version",
+            "architecture",
+            "actions",
+            "churn_horizon_s",
+            "training",
+            "metrics",
+            "weights",
+        )
     }
     told["categories"] = len(manifest["categories"])
     told["training"] = {name: value for name, value in told["training"].items() if name != "curve"}
@@ -52,8 +65,10 @@ def show(
 
 @app_models.command(epilog="Example: foreclick models make --out models --version 2")
 def make(
+    *,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The model store; the package's own by default.", show_default=False)
+        Path | None,
+        typer.Option("--out", help="The model store; the package's own by default.", show_default=False),
     ] = None,
     name: Annotated[str, typer.Option("--name")] = "shop-lstm",
     version: Annotated[str, typer.Option("--version", help="Versions are never overwritten.")] = "1",
@@ -80,7 +95,11 @@ def make(
     )
     lines = [f"{folder}", "next-action log-loss on unseen users, 95 % interval by user:"]
     for label, entry in result.items():
-        lines.append(f"  {label:22} {entry['value']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]  n={entry['n']}")
+        lines.append(
+            f"  {label:22} {entry['value']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]  n={entry['n']}"
+        )
     if result["network_minus_markov2"]["high"] >= 0:
-        lines.append("The network is not ahead of Markov 2: the simulator is too easy or the network too weak.")
+        lines.append(
+            "The network is not ahead of Markov 2: the simulator is too easy or the network too weak."
+        )
     finish({"model": str(folder), **result}, "\n".join(lines), as_json)

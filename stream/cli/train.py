@@ -21,17 +21,25 @@ def register(app: typer.Typer) -> None:
 
 def train(
     files: Annotated[list[str], typer.Argument(help="Logs, plain or .gz; - is standard input.")],
-    out: Annotated[Path, typer.Option("--out", help="The model store; the model lies in <out>/<name>/<version>.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The model store; the model lies in <out>/<name>/<version>.")
+    ],
     name: Annotated[str, typer.Option("--name", help="The model's name.")] = "shop",
-    version: Annotated[str, typer.Option("--version", help="A new one; versions are never overwritten.")] = "1",
+    version: Annotated[
+        str, typer.Option("--version", help="A new one; versions are never overwritten.")
+    ] = "1",
     architecture: Annotated[str, typer.Option("--architecture", help="lstm")] = "lstm",
     bounds: Annotated[
         str,
-        typer.Option("--bounds", help="Shares of crc32(user) % 100: fit below the first, tune up to the second."),
+        typer.Option(
+            "--bounds", help="Shares of crc32(user) % 100: fit below the first, tune up to the second."
+        ),
     ] = "60,70",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="At most so many passes over the log.")] = 15,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights and the order of users.")] = 1,
-    utc_offset_s: Annotated[int, typer.Option("--utc-offset-s", help="The shop's clock against UTC, seconds.")] = 0,
+    utc_offset_s: Annotated[
+        int, typer.Option("--utc-offset-s", help="The shop's clock against UTC, seconds.")
+    ] = 0,
     churn_horizon_s: Annotated[
         float, typer.Option("--churn-horizon-s", min=1, help="Silence that counts as churn, seconds.")
     ] = 2_592_000.0,
@@ -106,5 +114,7 @@ def parsed_bounds(text: str) -> tuple[int, int]:
     try:
         fit, tune = (int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigurationError(f"--bounds {text!r} is not two whole numbers. Write for example 60,70.") from None
+        raise ConfigurationError(
+            f"--bounds {text!r} is not two whole numbers. Write for example 60,70."
+        ) from None
     return fit, tune

@@ -73,7 +73,9 @@ def columns_of(histories: list[list[dict]], actions: tuple[str, ...] = ACTIONS) 
             log_price = np.nan if event["price"] is None else np.log1p(event["price"])
             window = [*window, (action, category, item, np.log1p(max(gap_ms, 0) / 1000), log_price)][-WINDOW:]
             for place, slot in enumerate(window, WINDOW - len(window)):
-                for name, value in zip(("action", "category", "item", "log_gap", "log_price"), slot, strict=True):
+                for name, value in zip(
+                    ("action", "category", "item", "log_gap", "log_price"), slot, strict=True
+                ):
                     row[f"window_{name}"][place] = value
             row["action_session"][:], row["action_life"][:] = session, life
             for name, value in {

@@ -47,7 +47,7 @@ def test_fingerprint_is_the_head_of_the_hash_of_the_weights(folder):
 def test_a_version_is_never_overwritten(folder, tmp_path):
     """Saving under an existing version is refused, and the old one stays."""
     artefact = load_artefact(folder)
-    with pytest.raises(ArtefactError, match="never overwritten. Choose another version"):
+    with pytest.raises(ArtefactError, match=r"never overwritten\. Choose another version"):
         save_artefact(tmp_path, artefact.network, artefact.manifest)
     assert load_artefact(folder).fingerprint == artefact.fingerprint
 
@@ -117,7 +117,7 @@ def test_changed_weights_are_refused(folder):
     weights = bytearray(path.read_bytes())
     weights[-1] ^= 1
     path.write_bytes(weights)
-    with pytest.raises(ArtefactError, match="the weights were changed. Copy the folder again"):
+    with pytest.raises(ArtefactError, match=r"the weights were changed\. Copy the folder again"):
         load_artefact(folder)
 
 

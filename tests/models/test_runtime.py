@@ -100,14 +100,21 @@ def test_thousands_of_rows_have_the_bits_of_one(engine):
     """Large tiles round like small ones."""
     codes = engine.artefact.categories.codes
     rows = 4096
-    one, columns = synthetic.shop(1, 40, seed=8), None
-    index = np.zeros(rows, np.int64)
-    columns = take(one, index)
+    columns = take(synthetic.shop(1, 40, seed=8), np.zeros(rows, np.int64))
     columns["row"], columns["wave"] = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int32)
-    state = np.tile(np.random.default_rng(1).normal(size=engine.artefact.state_width).astype(np.float16), (rows, 1))
+    state = np.tile(
+        np.random.default_rng(1).normal(size=engine.artefact.state_width).astype(np.float16), (rows, 1)
+    )
     window = np.tile(np.resize(codes, WINDOW), (rows, 1))
     many = engine.step(state, window, columns)
-    for name in ("state", "next_action", "terms", "top_category_probability", "median_gap_s", "anomaly_score"):
+    for name in (
+        "state",
+        "next_action",
+        "terms",
+        "top_category_probability",
+        "median_gap_s",
+        "anomaly_score",
+    ):
         values = getattr(many, name)
         assert (values == values[:1]).all(), name
 
@@ -116,7 +123,7 @@ def test_stepwise_equals_full_sequence(engine, columns):
     """The carried state gives what running over the whole history gives."""
     user = int(np.bincount(columns["row"]).argmax())
     mine = np.flatnonzero(columns["row"] == user)
-    network, S = engine.network, engine.artefact.state_width
+    network, S = engine.prepared.network, engine.artefact.state_width
     with torch.inference_mode():
         x = network.embed(inputs(take(columns, mine), engine.artefact.features))[: len(mine)]
         hidden, last = network.trunk(x[:, None], torch.zeros(1, S))
@@ -179,11 +186,15 @@ def test_gap_term_is_the_density_whose_tail_is_churn(engine, columns):
     shop = Shop(engine, columns)
     shop.step(order)
     with torch.inference_mode():
-        small = engine._small_heads(torch.from_numpy(shop.state[:64, : engine.network.trunk.hidden]).float())
+        small = engine.prepared.network.heads.small(
+            torch.from_numpy(shop.state[:64, : engine.prepared.hidden]).float()
+        )
         nothing = torch.zeros(64, WINDOW, dtype=torch.bool)
-        gap = engine.network.heads.read(small, nothing, nothing[:, 0]).gap
+        gap = engine.prepared.network.heads.read(small, nothing, nothing[:, 0]).gap
         edges = torch.linspace(1e-4, 25, 20_000)
-        density = torch.stack([torch.exp(gap.log_likelihood(torch.full((64,), float(y)))) for y in edges[::10]])
+        density = torch.stack(
+            [torch.exp(gap.log_likelihood(torch.full((64,), float(y)))) for y in edges[::10]]
+        )
         integral = torch.trapezoid(density, edges[::10], dim=0)
         at_floor = torch.exp(gap.log_likelihood(torch.zeros(64)))
         torch.testing.assert_close(integral + at_floor, torch.ones(64), atol=2e-3, rtol=0)
@@ -224,7 +235,7 @@ def test_a_batch_without_events_changes_nothing(engine):
 
 def test_rows_without_events_keep_their_state(engine, columns):
     """A row that only a timer touched leaves as it came."""
-    users, before, part = synthetic.micro_batch(columns, np.flatnonzero(columns["row"] == 4))
+    _users, before, part = synthetic.micro_batch(columns, np.flatnonzero(columns["row"] == 4))
     state = np.full((3, engine.artefact.state_width), 0.25, np.float16)
     part["row"][:] = 1
     result = engine.step(state, np.repeat(before, 3, axis=0), part)
@@ -246,7 +257,7 @@ def test_arguments_are_left_unchanged(engine, columns):
 
 def test_a_state_that_is_not_finite_stops_the_step(engine, columns):
     """NaN is a broken invariant that names the event, never a row."""
-    users, before, part = synthetic.micro_batch(columns, np.flatnonzero(columns["row"] == 4))
+    _users, before, part = synthetic.micro_batch(columns, np.flatnonzero(columns["row"] == 4))
     state = np.full((1, engine.artefact.state_width), np.nan, np.float16)
     with pytest.raises(NotFinite, match="untrained/1 made a state that is not finite at event 0"):
         engine.step(state, before, part)
@@ -254,7 +265,7 @@ def test_a_state_that_is_not_finite_stops_the_step(engine, columns):
 
 def test_huge_states_are_clamped_to_what_float16_holds(engine, columns):
     """A cell state beyond 65504 is stored as 65504, not as infinity."""
-    users, before, part = synthetic.micro_batch(columns, np.flatnonzero(columns["row"] == 4))
+    _users, before, part = synthetic.micro_batch(columns, np.flatnonzero(columns["row"] == 4))
     state = np.full((1, engine.artefact.state_width), 65504, np.float16)
     assert np.isfinite(engine.step(state, before, part).state).all()
 
@@ -272,8 +283,10 @@ def test_too_many_categories_are_refused_by_name(tmp_path):
 
 def test_columns_of_another_vocabulary_are_refused(engine):
     """Counts of other actions than the model's are never read as its own."""
-    columns = synthetic.columns_of([synthetic.events_of(1, 3)], actions=("view", "cart", "purchase", "search"))
-    users, before, part = synthetic.micro_batch(columns, np.arange(3))
+    columns = synthetic.columns_of(
+        [synthetic.events_of(1, 3)], actions=("view", "cart", "purchase", "search")
+    )
+    _users, before, part = synthetic.micro_batch(columns, np.arange(3))
     state = np.zeros((1, engine.artefact.state_width), np.float16)
     with pytest.raises(ModelError, match="count 5 actions, the model knows 4"):
         engine.step(state, before, part)

@@ -22,7 +22,7 @@ from models.runtime import StepEngine
 from stream.audit import audit, read_topic
 from stream.broker import Broker
 from stream.broker.server_settings import free_port
-from stream.broker.topics import delete_topics, describe
+from stream.broker.topics import TopicSpec, delete_topics, describe, recreate_topics
 from stream.demo import Pipeline, Tail, Worker, wait_drained
 from stream.offline import OfflineRecord, score_records
 from stream.settings import Settings, load_settings
@@ -292,8 +292,9 @@ def test_records_lost_to_retention_end_the_worker_with_both_numbers(settings: Se
     for message in read_topic(client, settings.clicks_topic):
         ends[message.partition()] = max(ends.get(message.partition(), 0), message.offset() + 1)
     to_delete = [TopicPartition(settings.clicks_topic, partition, end) for partition, end in ends.items()]
-    for future in AdminClient(client).delete_records(to_delete).values():
-        future.result()
+    admin = AdminClient(client)
+    for future in admin.delete_records(to_delete).values():
+        future.result(30)
     code, line = last_line(start(ready=False))
     assert code != 0
     assert "retention has removed records" in line
@@ -303,14 +304,7 @@ def test_records_lost_to_retention_end_the_worker_with_both_numbers(settings: Se
 @pytest.mark.broker
 def test_a_changelog_with_other_partitions_is_refused(settings: Settings, start: Make) -> None:
     """Rows would be looked for in partitions where they are not."""
-    client = settings.kafka.librdkafka()
-    delete_topics(client, [settings.changelog_topic])
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        future = AdminClient(client).create_topics([NewTopic(settings.changelog_topic, 5, 1)])[settings.changelog_topic]
-        if future.exception() is None:
-            break
-        time.sleep(0.2)
+    recreate_topics(settings.kafka.librdkafka(), [TopicSpec(settings.changelog_topic, 5)])
     code, line = last_line(start(ready=False))
     assert code != 0
     assert "has 3 partitions" in line

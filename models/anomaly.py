@@ -127,6 +127,7 @@ class Reference:
                 if len(values) >= 20:
                     center[b, s], high = np.quantile(values, (0.5, 0.9))
                     scale[b, s] = max(high - center[b, s], 1e-3)
+        center, scale = np.round(center, 6), np.round(scale, 6)
         blank = np.zeros((BUCKETS, len(LEVELS)))
         draft = cls(center, scale, blank, blank, blank)
         excess = draft.excess(bucket, statistics)
@@ -153,7 +154,7 @@ class Reference:
 
     def as_dict(self) -> dict[str, list]:
         """As a manifest keeps it."""
-        return {name: np.round(getattr(self, name), 6).tolist() for name in self.__dataclass_fields__}
+        return {name: getattr(self, name).tolist() for name in self.__dataclass_fields__}
 
     @classmethod
     def from_dict(cls, values: dict[str, list]) -> Reference:
@@ -175,7 +176,7 @@ def _quantiles(values: NDArray, members: list[NDArray]) -> NDArray[np.float64]:
         return np.tile(LEVELS, (BUCKETS, 1))
     table = np.stack([np.quantile(values[chosen], LEVELS) for chosen in members])
     # Strictly rising, so that a value shared by many (often 0) gets their lowest level.
-    return np.round(table, 6) + np.arange(len(LEVELS)) * 1e-6
+    return np.round(np.round(table, 6) + np.arange(len(LEVELS)) * 1e-6, 6)
 
 
 def _score(values: NDArray, bucket: NDArray, table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -131,9 +131,9 @@ def describe(
         "utc_offset_s": features.utc_offset_s,
         "churn_horizon_s": churn_horizon_s,
         "scaling": {
-            "mean": _rounded(features.mean),
-            "sd": _rounded(features.sd),
-            "log_price_median": _rounded(features.log_price_median),
+            "mean": features.mean.tolist(),
+            "sd": features.sd.tolist(),
+            "log_price_median": features.log_price_median.tolist(),
         },
         "anomaly": reference.as_dict(),
         "training": training or {},
@@ -342,7 +342,3 @@ def _check_golden(artefact: Artefact, folder: Path) -> None:
 
 def _earlier(version: str) -> str:
     return f"version {int(version) - 1}" if version.isdigit() and int(version) > 1 else "an older version"
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.7g}") for value in values.tolist()]

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     files: Annotated[list[str], typer.Argument(help="Logs, plain or .gz; - is standard input.")],
+    *,
     out: Annotated[
         Path, typer.Option("--out", help="The model store; the model lies in <out>/<name>/<version>.")
     ],

@@ -66,7 +66,7 @@ def columns_of(histories: list[list[dict]], actions: tuple[str, ...] = ACTIONS) 
             row = {name: column[at] for name, column in columns.items() if column.ndim > 1}
             row["action_age_s"][:] = NEVER_S
             for other, then_s in last_s.items():
-                row["action_age_s"][other] = event["time_ms"] // 1000 - then_s
+                row["action_age_s"][other] = min(event["time_ms"] // 1000 - then_s, NEVER_S - 1)
             last_s[action] = event["time_ms"] // 1000
             columns["repeat_item"][at] = item != 0 and item in [slot[2] for slot in window]
             columns["repeat_category"][at] = category != 0 and category in [slot[1] for slot in window]

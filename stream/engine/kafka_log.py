@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,18 +124,25 @@ class KafkaLog:
             transaction_timeout_ms=self._transaction_timeout_ms,
             retry_backoff_ms=3,
         )
-        await asyncio.wait_for(self._producer.start(), FENCE_TIMEOUT_S)
+        try:
+            await asyncio.wait_for(self._producer.start(), FENCE_TIMEOUT_S)
+        except asyncio.TimeoutError as error:
+            raise BrokenInvariant(
+                f"The broker did not hand {self.transactional_id} over within {FENCE_TIMEOUT_S:.0f} s. Look at its "
+                "transaction coordinator, then start again."
+            ) from error
 
     async def cleanse(self) -> None:
         producer = self._open_producer()
-        await producer.begin_transaction()
-        acknowledged = [
-            await producer.send(topic, key=FENCE_KEY, value=b"", partition=partition)
-            for topic, partition in self._targets.items()
-        ]
-        for future in acknowledged:
-            await future
-        await producer.abort_transaction()
+        with self._taken_over():
+            await producer.begin_transaction()
+            acknowledged = [
+                await producer.send(topic, key=FENCE_KEY, value=b"", partition=partition)
+                for topic, partition in self._targets.items()
+            ]
+            for future in acknowledged:
+                await future
+            await producer.abort_transaction()
 
     async def settled(self) -> None:
         deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT_S
@@ -207,7 +214,7 @@ class KafkaLog:
 
     async def commit(self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int) -> int:
         producer = self._open_producer()
-        try:
+        with self._taken_over():
             await producer.begin_transaction()
             acknowledged = []
             for topic, items in messages.items():
@@ -229,12 +236,18 @@ class KafkaLog:
                 position = metadata.offset + count - 1  # the changelog's batches are the last
             await self.before_commit()
             await producer.commit_transaction()
+        return position
+
+    @contextlib.contextmanager
+    def _taken_over(self) -> Iterator[None]:
+        """Say what a refused transactional id means; it may be refused as early as in the cleanse."""
+        try:
+            yield
         except ProducerFenced as error:
             raise BrokenInvariant(
                 f"Another worker has taken over {self._source.topic}[{self._number}]; this one was paused or cut off "
                 "for longer than session_timeout_ms. Its transaction is aborted, nothing is lost."
             ) from error
-        return position
 
     async def before_commit(self) -> None:
         """Everything is acknowledged and nothing is committed: where tests stop or kill the process."""

@@ -8,6 +8,7 @@ the process when anything goes wrong in it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaConnectionError, NoOffsetForPartitionError
+from aiokafka.errors import KafkaConnectionError, KafkaError, NoOffsetForPartitionError
 from mode import Service
 
 from stream.engine.exit import end_process
@@ -31,6 +32,7 @@ logger = structlog.get_logger("foreclick.engine")
 
 IDLE_POLL_MS = 200
 OPENING_POLL_MS = 20
+GOODBYE_S = 5.0
 
 
 class EngineMetrics:
@@ -154,10 +156,11 @@ class Engine(Service):
         self._closing = True
         try:
             await self.revoke("stopping")
-            if self._consumer is not None:
-                await asyncio.wait_for(self._consumer.stop(), 5)
-            if self._offsets is not None:
-                await self._offsets.stop()
+            # Everything is committed: what a goodbye can still lose is the session timeout of the next owner.
+            for client in (self._consumer, self._offsets):
+                if client is not None:
+                    with contextlib.suppress(asyncio.TimeoutError, KafkaError):
+                        await asyncio.wait_for(client.stop(), GOODBYE_S)
         except Exception as error:
             end_process("stop", error)
         if self._release is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ class Worker:
         self.name = name
         self.data_dir = folder / name
         self.log = folder / f"{name}.log"
+        self._told = False
         self._began = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -67,10 +69,16 @@ class Worker:
         self.signal(signal.SIGKILL)
         self.process.wait()
 
+    def tell_to_stop(self) -> None:
+        """SIGTERM, once: a second one may meet an interpreter that has taken its handlers down already."""
+        self.signal(signal.SIGCONT)
+        if not self._told:
+            self._told = True
+            self.signal(signal.SIGTERM)
+
     def terminate(self, timeout_s: float = TERM_TIMEOUT_S) -> bool:
         """SIGTERM and wait; whether it ended by itself in time."""
-        self.signal(signal.SIGCONT)
-        self.signal(signal.SIGTERM)
+        self.tell_to_stop()
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -200,8 +208,7 @@ class Fleet:
         """SIGTERM to all at once; whoever does not end in time is killed and counted."""
         workers = [*self.workers.values(), *self.leaving]
         for worker in workers:
-            worker.signal(signal.SIGCONT)
-            worker.signal(signal.SIGTERM)
+            worker.tell_to_stop()
         for worker in workers:
             self.slow += not worker.terminate()
             self.exits[str(worker.process.returncode)] += worker.process.returncode != 0
@@ -257,18 +264,15 @@ class Fleet:
 
     # ------------------------------------------------------------------ what they said
 
-    def mismatches(self) -> int:
-        """How often a worker counted foreclick_position_mismatch_total."""
-        return sum(
-            len(worker.said("foreclick_position_mismatch_total", earlier_lives=True))
-            for worker in self.logs.values()
-        )
+    def count(self, event: str) -> int:
+        """How often any of them said it, over all their lives."""
+        return sum(len(worker.said(event, earlier_lives=True)) for worker in self.logs.values())
 
     def last_words(self) -> Counter[str]:
         """The fatal lines, numbers blotted out, with how often each was said."""
         said: Counter[str] = Counter()
         for worker in self.logs.values():
             for line in worker.said("process ended", earlier_lives=True):
-                text = f"{line.get('error')}: {line.get('message')}"
-                said["".join("#" if letter.isdigit() else letter for letter in text)[:160]] += 1
+                text = f"{line.get('where')}: {line.get('error')}: {line.get('message')} {line.get('at', '')}"
+                said[re.sub(r"\d+", "#", text)[:240]] += 1
         return said

@@ -57,7 +57,7 @@ class Shape:
     partitions: int = 8
     pause_s: tuple[float, float] = (0.4, 1.6)
     exit_probability: float = 0.0004
-    stop_probability: float = 0.0004
+    stop_probability: float = 0.001
     worker_faults: Sequence[str] = WORKER_FAULTS
     planted: str | None = None
 
@@ -81,6 +81,7 @@ class Outcome:
     verdict: Verdict | None = None
     caught_up_s: float | None = None
     mismatches: int = 0
+    stops_inside: int = 0
     slow_exits: int = 0
     last_words: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
@@ -106,6 +107,7 @@ class Outcome:
             f"faults={','.join(self.faults)}",
             f"exits={dict(self.exits)}",
             f"slow={self.slow_exits}",
+            f"stopped_in_transaction={self.stops_inside}",
             f"mismatch_total={self.mismatches}",
             f"caught_up={waited}",
             str(self.verdict),
@@ -170,7 +172,7 @@ class Faults:
         name = self._name()
         if name is None:
             return False
-        self._fleet.workers[name].signal(signal.SIGTERM)
+        self._fleet.workers[name].tell_to_stop()
         return True
 
     def _stop(self) -> bool:
@@ -211,8 +213,7 @@ class Faults:
         if name is None or len(self._fleet.workers) < 2:
             return False
         worker = self._fleet.workers.pop(name)
-        worker.signal(signal.SIGCONT)
-        worker.signal(signal.SIGTERM)
+        worker.tell_to_stop()
         self._fleet.leaving.append(worker)
         return True
 
@@ -249,7 +250,7 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path, brok
     outcome = Outcome(seed, [])
     try:
         round_.create()
-        _play(broker, round_, fleet, shape, chance, outcome, broker_kills)
+        _play(broker, round_, fleet, shape, chance=chance, outcome=outcome, broker_kills=broker_kills)
         fleet.stop()
         if outcome.failure is None:
             outcome.verdict = judge(round_, Input(round_).read(), fleet.data_dirs)
@@ -258,7 +259,11 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path, brok
     finally:
         fleet.kill()
     outcome.exits, outcome.slow_exits = fleet.exits, fleet.slow
-    outcome.mismatches, outcome.last_words = fleet.mismatches(), fleet.last_words()
+    outcome.stops_inside = fleet.count("injected stop")
+    outcome.mismatches, outcome.last_words = (
+        fleet.count("foreclick_position_mismatch_total"),
+        fleet.last_words(),
+    )
     outcome.seconds = time.monotonic() - began_s
     if outcome.clean:
         shutil.rmtree(folder, ignore_errors=True)
@@ -273,6 +278,7 @@ def _play(
     round_: Round,
     fleet: Fleet,
     shape: Shape,
+    *,
     chance: random.Random,
     outcome: Outcome,
     broker_kills: int,
@@ -328,6 +334,7 @@ def totals(outcomes: Sequence[Outcome]) -> str:
             "clean": sum(outcome.clean for outcome in outcomes),
             "broker_kill_rounds": sum(outcome.broker_killed for outcome in outcomes),
             "repeat_rounds": sum(bool(outcome.verdict and outcome.verdict.repeats) for outcome in outcomes),
+            "stopped_in_transaction": sum(outcome.stops_inside for outcome in outcomes),
             "position_mismatch_total": sum(outcome.mismatches for outcome in outcomes),
             **sums,
             "faults": dict(sum((Counter(outcome.faults) for outcome in outcomes), Counter())),

@@ -224,7 +224,7 @@ def test_foreign_committed_offset_does_not_move_the_position(scene: SceneFactory
     played.drive(500)
     played.fleet.start("A")
     played.assert_exact()
-    assert played.fleet.mismatches() == 2
+    assert played.fleet.count("foreclick_position_mismatch_total") == 2
 
 
 # ---------------------------------------------------------------------- the broker
@@ -234,7 +234,7 @@ def judge_after_broker_kill(played: Scene) -> None:
     """Exact in any case; repeats only where a worker counted that the broker lost a marker."""
     verdict = played.judged()
     assert verdict.exact(), str(verdict)
-    assert verdict.repeats == 0 or played.fleet.mismatches() > 0, str(verdict)
+    assert verdict.repeats == 0 or played.fleet.count("foreclick_position_mismatch_total") > 0, str(verdict)
 
 
 def test_killed_broker_changes_nothing(mortal_broker: Broker, mortal_scene: Scene) -> None:

@@ -96,7 +96,7 @@ def make(
     lines = [f"{folder}", "next-action log-loss on unseen users, 95 % interval by user:"]
     for label, entry in result.items():
         lines.append(
-            f"  {label:22} {entry['value']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]  n={entry['n']}"
+            f"  {label:22} {entry['value']:7.4f} [{entry['low']:7.4f}, {entry['high']:7.4f}]  n={entry['n']}"
         )
     if result["network_minus_markov2"]["high"] >= 0:
         lines.append(

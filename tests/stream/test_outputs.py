@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stream.errors import BrokenInvariant
 from stream.outputs import PredictionRenderer, load_schema
-from stream.rendering import MAX_NAME_BYTES, NameTable, rfc3339
+from stream.rendering import MAX_NAME_BYTES, JsonTexts, NameTable, rfc3339
 from tests.stream.predictions import K, Prediction, arguments_of, reference
 
 ACTIONS = ("view", "cart", 'say "hi"', "köpa", "other")
@@ -68,10 +68,11 @@ _probability = st.floats(0, 1, width=32) | st.sampled_from(
 )
 _nats = st.floats(-50, 200, width=32) | st.sampled_from([0.0, -0.0, 4e-7, -4e-7, 1e30, -1e30, 0.5, 1.0])
 _text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+_id = _text | st.integers(JsonTexts.MAX_LENGTH - 40, JsonTexts.MAX_LENGTH + 2).map(lambda n: "ü" + "i" * n)
 _predictions = st.builds(
     Prediction,
-    user_id=_text,
-    event_id=st.none() | _text,
+    user_id=_id | st.just('","'),
+    event_id=st.none() | _id,
     event_time_ms=st.integers(1 - 2**63, 2**63 - 1) | st.integers(1_500_000_000_000, 1_600_000_000_000),
     offset=st.integers(0, 2**63 - 1) | st.integers(0, 10**6),
     session_index=st.integers(1, 2**31 - 1) | st.integers(1, 20),

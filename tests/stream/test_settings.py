@@ -1,0 +1,53 @@
+"""Settings: parsed once, misspelt ones are errors, secrets stay hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stream.errors import ConfigurationError
+from stream.settings import load_settings
+
+
+def test_nested_variables_and_flags_reach_their_fields() -> None:
+    """A flag of the command line wins over the environment; None means that it was not given."""
+    environment = {"FORECLICK_KAFKA__BOOTSTRAP_SERVERS": "a:1", "FORECLICK_MAX_BATCH_SIZE": "7", "PATH": "/bin"}
+    settings = load_settings(environment, http__port=0, data_dir=None, max_batch_size=9)
+    assert settings.kafka.bootstrap_servers == "a:1"
+    assert settings.max_batch_size == 9
+    assert settings.http.port == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("FORECLICK_KAFKA__BOOTSTRAP_SERVER", "x", "Did you mean FORECLICK_KAFKA__BOOTSTRAP_SERVERS?"),
+        ("FORECLICK_MAX_BATCH_SIZE", "many", "FORECLICK_MAX_BATCH_SIZE = 'many'"),
+        ("FORECLICK_ON_DATA_LOSS", "ignore", "FORECLICK_ON_DATA_LOSS = 'ignore'"),
+        ("FORECLICK_HTTP__PORT", "70000", "FORECLICK_HTTP__PORT"),
+        ("FORECLICK_KAFKA__SASL_PASSWORD_FILE", "/nowhere/pw", "/nowhere/pw, which cannot be read"),
+        ("FORECLICK_DATA_DIR_FILE", "/tmp/x", "Unknown setting FORECLICK_DATA_DIR_FILE"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_to_do(variable: str, value: str, said: str) -> None:
+    """A setting that is silently ignored costs more than one that stops the start."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({variable: value})
+    assert said in str(caught.value)
+
+
+def test_secrets_come_from_files_and_are_never_shown(tmp_path: Path) -> None:
+    """Neither the line at start nor an error holds them."""
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    environment = {
+        "FORECLICK_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+        "FORECLICK_KAFKA__SASL_USERNAME": "reader",
+        "FORECLICK_KAFKA__SASL_PASSWORD_FILE": str(secret),
+    }
+    settings = load_settings(environment)
+    assert settings.kafka.librdkafka()["sasl.password"] == "hunter2"
+    assert settings.kafka.aiokafka()["sasl_plain_password"] == "hunter2"
+    assert "hunter2" not in str(settings.described())
+    assert "hunter2" not in repr(settings)

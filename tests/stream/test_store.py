@@ -1,0 +1,130 @@
+"""Rows on disk, on a real RocksDB: rows and their position are one thing, whatever ends the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stream.engine.store import Store, lock_data_dir
+from stream.errors import StoreError
+
+CHANGELOG = b"c" * 16
+
+
+def opened(folder: Path) -> Store:
+    store = Store(folder)
+    store.open()
+    return store
+
+
+def test_rows_position_and_changelog_come_back_after_a_close(tmp_path: Path) -> None:
+    """What was applied is there again, erased rows are not, reserved keys are no rows."""
+    store = opened(tmp_path / "0")
+    store.apply([(b"a", b"1"), (b"b", b"2"), (b"\0src", b"mark")], 7, CHANGELOG, 1234)
+    store.apply([(b"a", None), (b"c", b"3")], 9, CHANGELOG, 1235)
+    store.close()
+    store = opened(tmp_path / "0")
+    assert store.get([b"a", b"b", b"c"]) == [None, b"2", b"3"]
+    assert (store.position(), store.changelog_id(), store.written_ms()) == (9, CHANGELOG, 1235)
+    assert store.source() == b"mark"
+    assert list(store.items()) == [(b"b", b"2"), (b"c", b"3")]
+    store.close()
+
+
+WRITES_AND_DIES = """
+import os, sys
+from pathlib import Path
+from stream.engine.store import Store
+store = Store(Path(sys.argv[1])); store.open()
+for batch in range(400):
+    rows = [(b"u%03d" % (n % 300), b"%08d" % batch + bytes(400)) for n in range(batch, batch + 90)]
+    store.apply(rows + [(b"\\0src", b"%08d" % batch)], batch, b"c" * 16, batch)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_process_leaves_an_older_state_with_its_own_older_position(tmp_path: Path) -> None:
+    """Without RocksDB's log a crash loses the newest batches, and their position with them: never one alone."""
+    done = subprocess.run([sys.executable, "-c", WRITES_AND_DIES, str(tmp_path / "0")], cwd=os.getcwd(), check=False)
+    assert done.returncode == -9
+    store = opened(tmp_path / "0")
+    position = store.position()
+    assert position is not None, "several memtables were full: something must have reached the disk"
+    assert position < 400
+    assert store.source() == b"%08d" % position
+    expected = {}
+    for batch in range(position + 1):
+        for n in range(batch, batch + 90):
+            expected[b"u%03d" % (n % 300)] = b"%08d" % batch + bytes(400)
+    assert dict(store.items()) == expected
+    store.close()
+
+
+def test_wipe_forgets_everything(tmp_path: Path) -> None:
+    """The changelog fills it again."""
+    store = opened(tmp_path / "0")
+    store.apply([(b"a", b"1")], 3, CHANGELOG, 1)
+    store.wipe()
+    assert store.get([b"a"]) == [None]
+    assert store.position() is None
+    store.close()
+
+
+def test_a_second_worker_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+    """Two processes on one RocksDB would each believe their own rows."""
+    held = lock_data_dir(tmp_path)
+    with pytest.raises(StoreError, match=rf"locked by another worker \(pid {os.getpid()}\)"):
+        lock_data_dir(tmp_path)
+    held.close()
+    lock_data_dir(tmp_path).close()
+
+
+def test_an_open_partition_is_locked_by_itself(tmp_path: Path) -> None:
+    """Also when the worker's own lock was passed by."""
+    store = opened(tmp_path / "0")
+    with pytest.raises(StoreError, match="FORECLICK_DATA_DIR"):
+        opened(tmp_path / "0")
+    store.close()
+
+
+def test_a_directory_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    """A file stands where the folder should be."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="FORECLICK_DATA_DIR"):
+        opened(tmp_path / "file" / "0")
+    with pytest.raises(StoreError, match="FORECLICK_DATA_DIR"):
+        lock_data_dir(tmp_path / "file")
+
+
+FILLS_A_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from stream.engine.store import Store
+from stream.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = Store(Path(sys.argv[1])); store.open()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    for batch in range(4000):
+        store.apply([(b"u%06d" % (batch * 100 + n), os_bytes) for n, os_bytes in enumerate([bytes([batch % 251]) * 1000] * 100)], batch, b"c" * 16, 0)
+except StoreError as error:
+    print(error)
+    sys.stdout.flush()
+    import os
+    os._exit(7)
+"""
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    """A write that fails ends the worker; files may not grow past 1 MiB here, as on a disk without space."""
+    code = FILLS_A_DISK.replace("os_bytes", "value")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "0")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert str(tmp_path / "0") in done.stdout
+    assert "Free space or move the folder away" in done.stdout

@@ -1,38 +1,26 @@
-"""Text of many rows at once: numbers become bytes in numpy, fragments are laid side by side without a loop over rows.
+"""Numbers, times, ids and names as text, many at once.
 
-Theory of operation. Every row of a ``Canvas`` is a region of one buffer and is written from its end to its
-beginning. A fragment stands right-aligned in a block of one width; the block is copied whole, so garbage may
-precede the fragment, and the next fragment to its left is written over that garbage. One copy of a fixed width
-per fragment replaces the joining of small objects, and widths never show: a row's text is the bytes between its
-last start and the region's end, whatever else is in the buffer.
-
-    region   [ . . . . . . . . . . . . . . . . . . . . . ]
-    first                              garbage,"offset":18842}
-    then                garbage"event_time_ms":155
-    text                       "event_time_ms":155,"offset":18842}
+What ``stream.canvas`` lays side by side: fragments that stand right-aligned in blocks of one width.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-import msgspec
 import numpy as np
+from msgspec.json import encode
 from numpy.typing import NDArray
+
+from stream.canvas import CHUNK, blocks, blocks_ending
 
 __all__ = [
     "DECIMAL_WIDTH",
     "MAX_NAME_BYTES",
-    "NAME_WIDTH",
     "NUMBER_WIDTH",
-    "Block",
-    "Canvas",
+    "JsonTexts",
     "NameTable",
-    "blocks",
-    "json_strings",
     "micro_text",
     "number_texts",
     "rfc3339",
@@ -40,7 +28,6 @@ __all__ = [
 
 DECIMAL_WIDTH = 8  # bytes of 0.123456
 NUMBER_WIDTH = 32  # bytes kept for a number: sign, 20 digits of an i64, point and 6 decimals, rounded up
-NAME_WIDTH = 32  # bytes of a name that are copied at once
 #: Of a category's name as JSON: a longer one is left out, or 20 of them would outgrow a record.
 MAX_NAME_BYTES = 256
 
@@ -58,9 +45,9 @@ _MS_PER_DAY = 86_400_000
 _EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
 _FIRST_MS = (datetime.date.min.toordinal() - _EPOCH_DAY) * _MS_PER_DAY
 _LAST_MS = (datetime.date.max.toordinal() - _EPOCH_DAY + 1) * _MS_PER_DAY - 1
-_HOUR_AND_MINUTE = (
-    np.array([b"T%02d:%02d:" % divmod(i, 60) for i in range(1_440)], "S7").view("u1").reshape(-1, 7)
-)
+_HOUR_AND_MINUTE = np.frombuffer(
+    b"".join(b"T%02d:%02d:" % divmod(i, 60) for i in range(1_440)), "u1"
+).reshape(-1, 7)
 _TWO_DIGITS = np.frombuffer(b"".join(b"%02d" % i for i in range(100)), "u1").reshape(-1, 2)
 
 
@@ -73,13 +60,37 @@ def micro_text(micro: NDArray[np.signedinteger[Any]]) -> NDArray[np.uint64]:
     return words
 
 
-def json_strings(texts: Sequence[str]) -> list[bytes]:
-    """Each text as a JSON string, without its quotes."""
-    if not texts:
-        return []
-    # One call encodes them all. Inside a JSON string every quote follows a backslash, so that the sequence
-    # quote, comma, quote stands between two strings and nowhere else.
-    return msgspec.json.encode(texts)[2:-2].split(b'","')
+class JsonTexts:
+    """M texts as JSON strings without their quotes, end to end in one buffer.
+
+    Attributes:
+        source: ``blocks_ending`` of the buffer, CHUNK wide.
+        ends: i8[M], where each text ends in it.
+        lengths: i8[M], bytes of each; 0 for those over MAX_LENGTH, which are not worth copying in blocks.
+        long: those, by index.
+    """
+
+    MAX_LENGTH = 128
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = encode(texts)
+        cells = np.frombuffer(bytes(CHUNK) + encoded, "u1")
+        self.source = blocks_ending(cells, CHUNK, CHUNK)
+        if b"\\" in encoded:
+            # Inside a JSON string every quote follows a backslash, so that the sequence quote, comma, quote
+            # stands between two strings and nowhere else.
+            self.lengths = np.array([len(text) for text in encoded[2:-2].split(b'","')])
+            self.ends = (self.lengths + len(b'","')).cumsum() - 1
+        else:
+            quotes = (cells[CHUNK:] == ord('"')).nonzero()[0]
+            self.ends = quotes[1::2]
+            self.lengths = self.ends - quotes[::2] - 1
+        self.long: dict[int, bytes] = {}
+        if self.lengths.max(initial=0) > self.MAX_LENGTH:
+            for i in (self.lengths > self.MAX_LENGTH).nonzero()[0].tolist():
+                end = int(self.ends[i])
+                self.long[i] = encoded[end - int(self.lengths[i]) : end]
+                self.lengths[i] = 0
 
 
 def rfc3339(times_ms: NDArray[np.int64]) -> list[bytes]:
@@ -98,16 +109,6 @@ def rfc3339(times_ms: NDArray[np.int64]) -> list[bytes]:
     text[:, 23] = ord("Z")
     times: list[bytes] = text.view("S24")[:, 0].tolist()
     return times
-
-
-def blocks(cells: NDArray[np.uint8]) -> NDArray[np.void]:
-    """uint8 (..., width) as blocks (...) of that many bytes, without a copy."""
-    return cells.view(_block(cells.shape[-1]))[..., 0]
-
-
-@cache
-def _block(width: int) -> np.dtype[np.void]:
-    return np.dtype((np.void, width))
 
 
 def number_texts(integers: NDArray[np.int64], micros: NDArray[np.int64]) -> tuple[Fragments, Fragments]:
@@ -144,125 +145,6 @@ def number_texts(integers: NDArray[np.int64], micros: NDArray[np.int64]) -> tupl
     return (blocks(cells[:first, :, :point]), lengths[:first]), (blocks(cells[first:]), lengths[first:])
 
 
-class Block:
-    """Text that is the same in each of up to ``rows`` rows but for its holes.
-
-    Args:
-        rows: how many rows it has room for.
-        parts: bytes are constant; None is a hole for one text of ``micro_text``.
-
-    Attributes:
-        width: bytes of a row.
-    """
-
-    def __init__(self, rows: int, parts: Sequence[bytes | None]) -> None:
-        template = b""
-        holes = []
-        for part in parts:
-            if part is None:
-                holes.append(len(template))
-            template += b"0.000000" if part is None else part
-        self.width = len(template)
-        cells = np.empty((rows, self.width), "u1")
-        cells[:] = np.frombuffer(template, "u1")
-        self._blocks = blocks(cells)
-        self._holes = [cells[:, hole : hole + DECIMAL_WIDTH].view("<u8")[:, 0] for hole in holes]
-
-    def filled(self, *words: NDArray[np.uint64]) -> NDArray[np.void]:
-        """The first n rows with words u8[n] in the holes, in their order; valid until the next call."""
-        n = len(words[0])
-        for hole, word in zip(self._holes, words, strict=True):
-            hole[:n] = word
-        return self._blocks[:n]
-
-
-class Canvas:
-    """Regions of one buffer, a row each, written from right to left.
-
-    Args:
-        rows: how many rows are written at once.
-        width: the sum of the widths of all blocks that a row will get, bytes.
-    """
-
-    def __init__(self, rows: int, width: int) -> None:
-        self.width = width
-        self._cells = np.zeros(rows * width, "u1")
-        self._views: dict[int, NDArray[np.void]] = {}
-        self._starts = np.empty(0, np.int64)
-
-    def begin(self, rows: int) -> None:
-        """Empty the first ``rows`` rows."""
-        self._starts = np.arange(1, rows + 1, dtype=np.int64) * self.width
-
-    def prepend(self, fragment: NDArray[np.void], lengths: NDArray[np.int64] | int | None = None) -> None:
-        """Put a right-aligned fragment before the text of every row.
-
-        Args:
-            fragment: a block for each row, or one for all.
-            lengths: how many bytes at the right end belong to the fragment, all by default; 0 adds nothing to a row.
-        """
-        width = fragment.itemsize
-        starts = self._starts - width
-        self._places(width)[starts] = fragment
-        self._starts = starts if lengths is None else self._starts - lengths
-
-    def prepend_list(
-        self,
-        names: NDArray[np.void],
-        name_lengths: NDArray[np.int64],
-        leads: NDArray[np.void],
-        first_lead_length: int,
-    ) -> None:
-        """Put up to K names, each after a lead, before the text of every row.
-
-        A lead is longer than the garbage before a name, so all names, then all leads, are written at once.
-
-        Args:
-            names: (rows, K) right-aligned, a multiple of NAME_WIDTH wide.
-            name_lengths: (rows, K); 0 for no name, and then there is none after it.
-            leads: (rows, K) texts, at least NAME_WIDTH wide.
-            first_lead_length: of the first lead only so many bytes at the right end are text.
-        """
-        lead_width = leads.itemsize
-        ends = name_lengths + lead_width
-        absent = name_lengths == 0
-        some_absent = absent.any()
-        if some_absent:
-            ends[absent] = 0
-        np.cumsum(ends, axis=1, out=ends)
-        sections = self._starts - ends[:, -1]
-        ends += sections[:, None]
-        if some_absent:
-            # What is not there is written to the left end of the region, which then has room to spare.
-            bases = np.arange(len(ends)) * self.width
-            ends[absent] = np.repeat(bases, absent.sum(axis=1)) + lead_width + NAME_WIDTH
-        places = self._places(NAME_WIDTH)
-        chunks = names[..., None].view(_block(NAME_WIDTH))
-        places[ends - NAME_WIDTH] = chunks[..., -1]
-        for chunk in range(1, chunks.shape[-1]):
-            long = np.nonzero(name_lengths > chunk * NAME_WIDTH)
-            places[ends[long] - (chunk + 1) * NAME_WIDTH] = chunks[..., -1 - chunk][long]
-        ends -= name_lengths
-        ends -= lead_width
-        self._places(lead_width)[ends] = leads
-        self._starts = sections + (lead_width - first_lead_length) * ~absent[:, 0]
-
-    def _places(self, width: int) -> NDArray[np.void]:
-        """Element i is the bytes from i to i + width, so that one indexed assignment copies blocks to any places."""
-        places = self._views.get(width)
-        if places is None:
-            shape = (self._cells.size - width + 1,)
-            places = np.ndarray(shape, _block(width), self._cells, strides=(1,))
-            self._views[width] = places
-        return places
-
-    def texts(self) -> list[memoryview]:
-        """The text of every row, valid until the next ``begin``."""
-        data = self._cells.data
-        ends = range(self.width, (len(self._starts) + 1) * self.width, self.width)
-        return [data[start:end] for start, end in zip(self._starts.tolist(), ends, strict=True)]
-
-
 class NameTable:
     """Names as JSON strings, by their 32-bit code.
 
@@ -274,7 +156,7 @@ class NameTable:
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self._count = 1  # row 0 is no name
-        self._cells = np.zeros((1, NAME_WIDTH), "u1")
+        self._cells = np.zeros((1, CHUNK), "u1")
         self._lengths = np.zeros(1, np.int64)
         # An open hash table, each slot a row and its code. Codes are hashes already, so that their low bits are their
         # slot; when it is taken, one of the next serves, else the dict. Code 0, which means missing, has slot 0.
@@ -293,7 +175,7 @@ class NameTable:
         places = (codes & self._mask()).astype(np.int64)
         slots = self._slots.take(places).view("u4")
         rows = slots[::2].astype(np.int64)
-        missed = np.flatnonzero(slots[1::2] != codes)
+        missed = (slots[1::2] != codes).nonzero()[0]
         for probe in range(1, self._PROBES):
             if not len(missed):
                 return rows
@@ -316,7 +198,7 @@ class NameTable:
         return row
 
     def _add(self, code: int, name: str) -> int:
-        text = msgspec.json.encode(name)
+        text = encode(name)
         row = 0
         if len(text) <= MAX_NAME_BYTES:
             row, self._count = self._count, self._count + 1
@@ -333,7 +215,7 @@ class NameTable:
 
     def _make_room(self, length: int) -> None:
         capacity, width = self._cells.shape
-        wider = max(width, -(-length // NAME_WIDTH) * NAME_WIDTH)
+        wider = max(width, -(-length // CHUNK) * CHUNK)
         if self._count > capacity or wider > width:
             cells = np.zeros((max(capacity, 2 * self._count), wider), "u1")
             cells[:capacity, wider - width :] = self._cells

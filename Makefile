@@ -9,8 +9,9 @@ STAMP  := .venv/.stamp
 ARGS   ?=
 ROUNDS ?= 5
 SEED   ?= 1
+DATA   ?= data
 
-.PHONY: demo test lint model check-data bench bench-peers chaos lock clean
+.PHONY: demo test lint model check-data bench chaos lock clean
 
 # exec: the shell makes way for the program, so a Ctrl-C or a kill of make's child meets the program itself.
 demo: $(STAMP)
@@ -25,16 +26,13 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 
 model: $(STAMP)
-	@exec $(PY) -m models.pretrained.make $(ARGS)
+	@exec .venv/bin/foreclick models make $(ARGS)
 
 check-data: $(STAMP)
-	@exec $(PY) -m tests.check_data $(ARGS)
+	@exec $(PY) -m tests.check_data $(DATA)
 
 bench: $(STAMP)
 	@exec .venv/bin/foreclick bench all $(ARGS)
-
-bench-peers: $(STAMP)
-	@exec .venv/bin/foreclick bench peers $(ARGS)
 
 chaos: $(STAMP)
 	@exec $(PY) -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) $(ARGS)

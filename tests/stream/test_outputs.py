@@ -227,6 +227,15 @@ def test_every_name_is_found_by_its_code(names):
         assert [json.loads(text or b"null") for text in texts] == [names.get(code) for code in codes.tolist()]
 
 
+def test_names_whose_codes_crowd_are_remembered():
+    """However many codes share their low bits, each keeps the name that it was given first."""
+    crowd = {i << 20: f"name {i}" for i in range(1, 40)}
+    table = NameTable(crowd)
+    cells, lengths = table.texts(table.rows(np.array([*crowd], np.uint32), {}))
+    texts = [cell.tobytes()[cell.itemsize - n :] for cell, n in zip(cells, lengths, strict=True)]
+    assert [json.loads(text) for text in texts] == [*crowd.values()]
+
+
 # ---------------------------------------------------------------------- headers
 
 

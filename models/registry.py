@@ -66,6 +66,13 @@ def bundled() -> Path:
     return Path(__file__).parent / "pretrained" / "shop-lstm" / "1"
 
 
+def next_version(root: Path, name: str) -> str:
+    """One more than the greatest whole number among a model's versions; 1 for its first."""
+    folder = root / name
+    taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return str(max(taken, default=0) + 1)
+
+
 def save_artefact(root: Path, network: Network, manifest: dict[str, Any]) -> Path:
     """Write ``<root>/<name>/<version>`` whole or not at all; fills in hash, size and golden outputs.
 

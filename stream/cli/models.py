@@ -71,7 +71,9 @@ def make(
         typer.Option("--out", help="The model store; the package's own by default.", show_default=False),
     ] = None,
     name: Annotated[str, typer.Option("--name")] = "shop-lstm",
-    version: Annotated[str, typer.Option("--version", help="Versions are never overwritten.")] = "1",
+    version: Annotated[
+        str | None, typer.Option("--version", help="Never overwritten; the next free number by default.")
+    ] = None,
     users: Annotated[int, typer.Option("--users", min=1, help="Simulated users.")] = 2000,
     events: Annotated[int, typer.Option("--events", min=1, help="Simulated events.")] = 80_000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
@@ -79,14 +81,15 @@ def make(
     as_json: Json = False,
 ) -> None:
     """Train the bundled model on the simulator and compare it on users that it did not see."""
-    from models.registry import bundled
+    from models.registry import bundled, next_version
     from stream.bundled_model import make as make_model
     from stream.cli.train import print_epoch
 
+    root = out or bundled().parents[1]
     folder, result = make_model(
-        out or bundled().parents[1],
+        root,
         name=name,
-        version=version,
+        version=version or next_version(root, name),
         users=users,
         events=events,
         seed=seed,

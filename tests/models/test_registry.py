@@ -52,6 +52,14 @@ def test_a_version_is_never_overwritten(folder, tmp_path):
     assert load_artefact(folder).fingerprint == artefact.fingerprint
 
 
+def test_the_next_version_is_free(folder, tmp_path):
+    """Numbers go on from the greatest; other names and drafts do not count."""
+    (folder.parent / "beta").mkdir()
+    (folder.parent / ".9-draft").mkdir()
+    assert registry.next_version(tmp_path, "next-action") == "8"
+    assert registry.next_version(tmp_path, "another") == "1"
+
+
 def test_a_failed_save_leaves_nothing(folder, tmp_path, monkeypatch):
     """A disk that fills up while a model is written leaves no half model."""
     artefact = load_artefact(folder)

@@ -1,11 +1,11 @@
 """The root of every error that a user may see, and the errors of models.
 
-    ForeclickError
-    ├── ModelError
-    │   ├── ArtefactError      a model folder that cannot be used, with the reason and the mending command
-    │   ├── NotFinite          a step made NaN or infinity: a broken invariant, not a row
-    │   └── TrainingError      input that no model can be trained on
-    └── (the rest of the tree is drawn in stream/errors.py)
+ForeclickError
+├── ModelError
+│   ├── ArtefactError      a model folder that cannot be used, with the reason and the mending command
+│   ├── NotFinite          a step made NaN or infinity: a broken invariant, not a row
+│   └── TrainingError      input that no model can be trained on
+└── (the rest of the tree is drawn in stream/errors.py)
 """
 
 from __future__ import annotations

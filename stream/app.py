@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import faust
 import structlog
@@ -208,19 +208,19 @@ def topic_set(settings: Settings) -> TopicSet:
     )
 
 
-class Boot(BootStrategy):  # type: ignore[misc]
+class Boot(BootStrategy):
     """Starts the engine after Faust's own services; Faust's consumer only when some agent reads a low-rate topic."""
 
     def server(self) -> Iterable[Any]:
         yield from super().server()
-        yield self.app.clicks.engine
+        yield cast("ForeclickApp", self.app).clicks.engine
 
     @property
     def enable_kafka_consumer(self) -> bool:  # type: ignore[override]
         return bool(self.app.agents)
 
 
-class ForeclickApp(faust.App):  # type: ignore[misc]
+class ForeclickApp(faust.App):
     """The Faust application; ``clicks`` is the stage on the hot path, ``table`` its rows."""
 
     BootStrategy = Boot

@@ -81,21 +81,21 @@ def audit(client: dict[str, Any], source: str, predictions: str, dead_letters: s
     for message in read_topic(client, predictions):
         if message.key() == FENCE_KEY:
             continue
-        origin = json.loads(message.value())["source"]
+        origin = json.loads(message.value() or b"")["source"]
         position = (origin["partition"], origin["offset"])
         answered[position] = answered.get(position, 0) + 1
         found.predictions += 1
     for message in read_topic(client, dead_letters):
         if message.key() == FENCE_KEY:
             continue
-        headers = dict(message.headers() or [])
+        headers = {name: bytes(value or b"") for name, value in message.headers() or []}  # type: ignore[arg-type,str-unpack]
         position = (int(headers["__streams.errors.partition"]), int(headers["__streams.errors.offset"]))
         answered[position] = answered.get(position, 0) + 1
         found.dead_letters += 1
     found.twice = sorted(position for position, count in answered.items() if count > 1)
     seen: set[tuple[bytes | None, str]] = set()
     for message in read_topic(client, source):
-        position = (message.partition(), message.offset())
+        position = (message.partition() or 0, message.offset() or 0)
         found.events_in += 1
         found.produced_ms[position] = message.timestamp()[1]
         repeat = _repeats(message, seen)

@@ -116,7 +116,9 @@ class Worker:
         self.port = settings.http.port
         self.log = log
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECLICK_")}
-        environment |= {name: value for name, value in os.environ.items() if name.startswith("FORECLICK_KAFKA__")}
+        environment |= {
+            name: value for name, value in os.environ.items() if name.startswith("FORECLICK_KAFKA__")
+        }
         environment |= {
             "FORECLICK_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
             "FORECLICK_TOPICS__PREFIX": settings.topics.prefix,
@@ -134,7 +136,7 @@ class Worker:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it calls one system call and nothing of Python's
             )
 
     def get(self, path: str) -> tuple[int, bytes]:
@@ -171,8 +173,8 @@ class Worker:
     def counters(self) -> dict[str, float]:
         """Counters and gauges of /metrics without labels."""
         _, body = self.get("/metrics")
-        pairs = (line.rsplit(" ", 1) for line in body.decode().splitlines() if line and line[0] != "#" and "{" not in line)
-        return {name: float(value) for name, value in pairs}
+        lines = (line for line in body.decode().splitlines() if line and line[0] != "#" and "{" not in line)
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def stop(self) -> None:
         """SIGTERM, and after a while the end."""
@@ -251,13 +253,19 @@ def wait_drained(running: Pipeline) -> None:
     """Until every record that was sent is committed."""
     deadline = time.monotonic() + DRAIN_TIMEOUT_S
     settings = running.settings
-    probe = Consumer({**settings.kafka.librdkafka(), "group.id": settings.app_id, "enable.auto.commit": False})
+    probe = Consumer(
+        {**settings.kafka.librdkafka(), "group.id": settings.app_id, "enable.auto.commit": False}
+    )
     try:
-        numbers = probe.list_topics(settings.clicks_topic, timeout=10).topics[settings.clicks_topic].partitions
+        numbers = (
+            probe.list_topics(settings.clicks_topic, timeout=10).topics[settings.clicks_topic].partitions
+        )
         sources = [TopicPartition(settings.clicks_topic, number) for number in numbers]
         while time.monotonic() < deadline:
             running.worker.check()
-            committed = {entry.partition: max(0, entry.offset) for entry in probe.committed(sources, timeout=10)}
+            committed = {
+                entry.partition: max(0, entry.offset) for entry in probe.committed(sources, timeout=10)
+            }
             ends = {s.partition: probe.get_watermark_offsets(s, timeout=10)[1] for s in sources}
             if committed == ends:
                 return
@@ -275,9 +283,15 @@ def summarise(running: Pipeline, began_s: float) -> dict[str, Any]:
     while seen.predictions < counters["foreclick_predictions_total"] and time.monotonic() < deadline:
         time.sleep(0.05)
     found: Audit = audit(
-        settings.kafka.librdkafka(), settings.clicks_topic, settings.predictions_topic, settings.dead_letters_topic
+        settings.kafka.librdkafka(),
+        settings.clicks_topic,
+        settings.predictions_topic,
+        settings.dead_letters_topic,
     )
-    ages = [arrived - found.produced_ms[place] for place, arrived in seen.arrived_ms.items() if place in found.produced_ms]
+    produced_ms = found.produced_ms
+    ages = [
+        arrived - produced_ms[place] for place, arrived in seen.arrived_ms.items() if place in produced_ms
+    ]
     p50, p99 = np.percentile(ages, [50, 99]) if ages else (0.0, 0.0)
     seconds = max(1e-3, seen.last_arrival_s - began_s)
     return {

@@ -88,10 +88,14 @@ class Health:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         reason = self._ready()
-        return web.json_response({"ready": reason is None, "reason": reason}, status=200 if reason is None else 503)
+        return web.json_response(
+            {"ready": reason is None, "reason": reason}, status=200 if reason is None else 503
+        )
 
     async def _metrics_page(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(
+            body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
 
     async def _stats_page(self, _: web.Request) -> web.Response:
         return web.json_response(self._stats())
@@ -100,12 +104,19 @@ class Health:
         user = request.match_info["user"]
         row = self._state(user)
         if row is None:
-            return web.json_response({"error": f"no row of user {user} in this worker's partitions"}, status=404)
+            return web.json_response(
+                {"error": f"no row of user {user} in this worker's partitions"}, status=404
+            )
         return web.json_response(row)
 
 
 def readiness(
-    states: dict[int, str], *, lag_records: int, last_commit_s: float | None, max_age_s: float, now_s: float | None = None
+    states: dict[int, str],
+    *,
+    lag_records: int,
+    last_commit_s: float | None,
+    max_age_s: float,
+    now_s: float | None = None,
 ) -> str | None:
     """Why a worker is not ready, or None. ``states`` of its partitions; seconds on the monotonic clock."""
     if not states:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import Any
 
 import structlog
-
 
 QUIET_S = 10.0
 
@@ -31,7 +31,7 @@ def configure_logs(log_format: str = "auto", level: str = "info") -> None:
     """Send every line to stderr, ours and the libraries' (theirs from warnings up)."""
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     threshold = getattr(logging, level.upper())
-    shared = [
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -49,7 +49,10 @@ class ArrayHistogram(Collector):
         cumulative = np.cumsum(self._counts).tolist()
         labels = [str(bound) for bound in self._bounds.tolist()] + ["+Inf"]
         yield HistogramMetricFamily(
-            self._name, self._documentation, buckets=list(zip(labels, cumulative, strict=True)), sum_value=self._sum
+            self._name,
+            self._documentation,
+            buckets=list(zip(labels, cumulative, strict=True)),
+            sum_value=self._sum,
         )
 
 
@@ -67,15 +70,23 @@ class Metrics(EngineMetrics):
 
         self.events = counter("events_total", "Records of the source that were processed and committed")
         self.predictions = counter("predictions_total", "Predictions that were committed")
-        self.duplicates = counter("duplicates_dropped_total", "Events dropped because their id was seen before")
+        self.duplicates = counter(
+            "duplicates_dropped_total", "Events dropped because their id was seen before"
+        )
         self.late = counter("late_events_total", "Events older than their user's last, applied with gap 0")
         self.erased = counter("users_erased_total", "Users erased by a tombstone")
         self.transactions = counter("transactions_total", "Committed transactions")
-        self.dead_letters = counter("dlq_records_total", "Rejected records sent to the dead letters", ("reason",))
-        unknown = gauge("unknown_names", "Names not known so far, each counted once (fields are sampled)", ("kind",))
+        self.dead_letters = counter(
+            "dlq_records_total", "Rejected records sent to the dead letters", ("reason",)
+        )
+        unknown = gauge(
+            "unknown_names", "Names not known so far, each counted once (fields are sampled)", ("kind",)
+        )
         self._unknown_actions, self._unknown_fields = unknown.labels("action"), unknown.labels("field")
         self._fields: set[str] = set()
-        self.mismatches = counter("position_mismatch_total", "Partitions whose state and committed offset differed")
+        self.mismatches = counter(
+            "position_mismatch_total", "Partitions whose state and committed offset differed"
+        )
         self.released = counter("batch_released_total", "Micro-batches given to the model", ("reason",))
         self.event_to_score = ArrayHistogram(
             "foreclick_event_to_score_seconds",
@@ -84,10 +95,15 @@ class Metrics(EngineMetrics):
             registry,
         )
         self.batch_size = Histogram(
-            "foreclick_batch_size", "Events in a micro-batch of the model", buckets=SIZE_BOUNDS, registry=registry
+            "foreclick_batch_size",
+            "Events in a micro-batch of the model",
+            buckets=SIZE_BOUNDS,
+            registry=registry,
         )
         self.batch_wait = Histogram(
-            "foreclick_batch_wait_seconds", "Wait of a micro-batch's oldest event for the model", registry=registry
+            "foreclick_batch_wait_seconds",
+            "Wait of a micro-batch's oldest event for the model",
+            registry=registry,
         )
         self._inference = Histogram(
             "foreclick_inference_duration_seconds",
@@ -95,7 +111,9 @@ class Metrics(EngineMetrics):
             ("model", "version"),
             registry=registry,
         )
-        self.commit = Histogram("foreclick_commit_duration_seconds", "Receipt of chunks to commit", registry=registry)
+        self.commit = Histogram(
+            "foreclick_commit_duration_seconds", "Receipt of chunks to commit", registry=registry
+        )
         self._model_info = gauge("model_info", "The model in use", ("model", "version"))
         self.state_rows = gauge("state_rows", "Rows in the local stores, estimated")
         self._lag = gauge("consumer_lag_records", "Records not yet committed", ("partition",))

@@ -91,7 +91,7 @@ def score_batches(
         yield rendered
 
 
-def score_records(  # noqa: PLR0917 - the source is one thing in three parts
+def score_records(
     records: Iterable[Any],
     settings: Settings,
     artefact: Artefact,

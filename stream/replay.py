@@ -43,7 +43,7 @@ def producer_of(client: dict[str, Any], **settings: Any) -> Producer:
     )
 
 
-def replay(  # noqa: PLR0917 - callers name what is not obvious
+def replay(
     records: Iterable[FileRecord],
     client: dict[str, Any],
     topic: str,

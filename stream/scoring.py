@@ -10,7 +10,7 @@ import base64
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class DecodedClicks:
 
 @dataclass(slots=True)
 class FoldedClicks:
+    """Rows after the fold, what the model is asked, and names of categories to remember."""
+
     decoded: DecodedClicks
     rows: np.ndarray
     folded: Any
@@ -171,8 +173,9 @@ class ClicksWork:
             slot_of: dict[bytes, int] = {}
             slots = [slot_of.setdefault(key, len(slot_of)) for key in keys]
             indices = list(range(len(records)))
+            events = cast(list[Event], decoded)
             return DecodedClicks(
-                records, decoded, indices, np.array(slots, np.int32), list(slot_of), [], [], set(), replayed
+                records, events, indices, np.array(slots, np.int32), list(slot_of), [], [], set(), replayed
             )
         return self._sorted_out(records, decoded, replayed)
 
@@ -225,12 +228,20 @@ class ClicksWork:
         unpacked = self._layout.unpack(raws)
         offsets = np.array([decoded.records[i].offset for i in decoded.event_records], np.int64)
         columns = columns_of(
-            decoded.events, decoded.slots, offsets, decoded.replayed, self._actions, self._codes, self._source_prefix
+            decoded.events,
+            decoded.slots,
+            offsets,
+            decoded.replayed,
+            self._actions,
+            self._codes,
+            self._source_prefix,
         )
         # Copies of what stood before the fold. (ascontiguousarray would keep the odd stride of a single row.)
         state = unpacked["state"].copy()
         window_category = unpacked["w_category"].copy()
-        stale_rows = np.flatnonzero((unpacked["fingerprint"] != self._fingerprint) & (unpacked["window_count"] > 0))
+        stale_rows = np.flatnonzero(
+            (unpacked["fingerprint"] != self._fingerprint) & (unpacked["window_count"] > 0)
+        )
         stale = self._rebuild(unpacked, stale_rows) if len(stale_rows) else None
         folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(self._actions.names))
         applied = folded.applied
@@ -260,7 +271,9 @@ class ClicksWork:
             touched = np.unique(folded.request.columns["row"])
             folded.rows["state"] = scores.state
             folded.rows["fingerprint"][touched] = self._fingerprint
-            packed = self._layout.pack(folded.rows[touched] if len(touched) < len(folded.rows) else folded.rows)
+            packed = self._layout.pack(
+                folded.rows[touched] if len(touched) < len(folded.rows) else folded.rows
+            )
             for slot, raw in zip(touched.tolist(), packed, strict=True):
                 rows[decoded.keys[slot]] = raw  # of two lives in one batch the later slot wins
             for key in decoded.erased:
@@ -286,7 +299,9 @@ class ClicksWork:
             unknown_fields=unknown_fields(decoded.records[-1].value or b"") if decoded.records else set(),
             timestamps_ms=np.array([record.timestamp for record in decoded.records], np.int64),
         )
-        return Rendered(messages, [*rows.items(), *folded.names], int(times.max()) if len(times) else 0, counts)
+        return Rendered(
+            messages, [*rows.items(), *folded.names], int(times.max()) if len(times) else 0, counts
+        )
 
     def _predict(self, folded: FoldedClicks, scores: Any, applied: np.ndarray) -> list[Message]:
         decoded, columns = folded.decoded, folded.request.columns
@@ -310,11 +325,12 @@ class ClicksWork:
         return list(zip([record.key for record in records], values, headers, strict=True))
 
     def _dead_letters(self, decoded: DecodedClicks, outcome: np.ndarray) -> list[tuple[str, Message]]:
-        rejected = list(decoded.rejected)
-        for i in np.flatnonzero((outcome == LATE) | (outcome == FUTURE)).tolist():
-            rejected.append((decoded.event_records[i], self._untimely(decoded.events[i], int(outcome[i]))))
-        rejected.sort(key=lambda pair: pair[0])
-        letters = []
+        untimely = [
+            (decoded.event_records[i], self._untimely(decoded.events[i], int(outcome[i])))
+            for i in np.flatnonzero((outcome == LATE) | (outcome == FUTURE)).tolist()
+        ]
+        rejected = sorted([*decoded.rejected, *untimely], key=lambda pair: pair[0])
+        letters: list[tuple[str, Message]] = []
         for index, why in rejected:
             record = decoded.records[index]
             key, value, headers = dead_letter(
@@ -333,9 +349,13 @@ class ClicksWork:
     def _untimely(self, event: Event, outcome: int) -> Rejection:
         if outcome == LATE:
             limit_s = self._rules.late_limit_ms // 1000
-            return Rejection("late", f"event_time_ms {event.event_time_ms} is over {limit_s} s before the user's last")
+            return Rejection(
+                "late", f"event_time_ms {event.event_time_ms} is over {limit_s} s before the user's last"
+            )
         limit_s = self._rules.future_limit_ms // 1000
-        return Rejection("future", f"event_time_ms {event.event_time_ms} is over {limit_s} s ahead of the clock")
+        return Rejection(
+            "future", f"event_time_ms {event.event_time_ms} is over {limit_s} s ahead of the clock"
+        )
 
     # ------------------------------------------------------------------ step 9
 
@@ -386,7 +406,9 @@ def clicks_work(
         fingerprint=artefact.fingerprint,
         renderer=renderer,
         names=CategoryNames(vocabulary, dict(seen_names or {})),
-        rules=FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000),
+        rules=FoldRules(
+            settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000
+        ),
         codes=NameCodes() if codes is None else codes,
         score=score,
         adapt=adapt,
@@ -400,7 +422,9 @@ def _replayed(records: Sequence[Any]) -> np.ndarray:
     """Which records are dead letters sent again; nearly always none of a batch has any header at all."""
     if not any([record.headers for record in records]):  # noqa: C419 - a list is twice as fast here
         return np.zeros(len(records), np.bool_)
-    return np.array([any(name == REPLAYED_HEADER for name, _ in record.headers) for record in records], np.bool_)
+    return np.array(
+        [any(name == REPLAYED_HEADER for name, _ in record.headers) for record in records], np.bool_
+    )
 
 
 def _tell_nobody(counts: Counts, received_s: float, committed_s: float) -> None: ...
@@ -454,7 +478,10 @@ class ModelStep:
             if name != "row"
         }
         columns["row"] = np.concatenate(
-            [request.columns["row"] + (end - len(request.state)) for request, end in zip(requests, row_ends, strict=True)]
+            [
+                request.columns["row"] + (end - len(request.state))
+                for request, end in zip(requests, row_ends, strict=True)
+            ]
         ).astype(np.int32)
         merged = self.engine.step(state, window_category, columns)
         results, row, event = [], 0, 0

@@ -43,9 +43,13 @@ class Kafka(_Group):
     ssl_certificate_location: Path | None = None
     ssl_key_location: Path | None = None
     ssl_key_password: SecretStr | None = None
-    session_timeout_ms: int = Field(8_000, ge=3_000, description="a paused worker loses its partitions after this")
+    session_timeout_ms: int = Field(
+        8_000, ge=3_000, description="a paused worker loses its partitions after this"
+    )
     rebalance_timeout_ms: int = Field(30_000, ge=5_000, description="time for an open transaction to end")
-    transaction_timeout_ms: int = Field(30_000, ge=5_000, description="the broker aborts an abandoned transaction")
+    transaction_timeout_ms: int = Field(
+        30_000, ge=5_000, description="the broker aborts an abandoned transaction"
+    )
     request_timeout_ms: int = Field(20_000, ge=1_000)
     max_partition_fetch_bytes: int = Field(1 << 20, description="larger buffers cost memory, not time")
 
@@ -59,9 +63,13 @@ class Kafka(_Group):
         if self.security_protocol.startswith("SASL"):
             arguments["sasl_mechanism"] = self.sasl_mechanism
             arguments["sasl_plain_username"] = self.sasl_username
-            arguments["sasl_plain_password"] = self.sasl_password.get_secret_value() if self.sasl_password else None
+            arguments["sasl_plain_password"] = (
+                self.sasl_password.get_secret_value() if self.sasl_password else None
+            )
         if self.security_protocol.endswith("SSL"):
-            context = ssl.create_default_context(cafile=str(self.ssl_ca_location) if self.ssl_ca_location else None)
+            context = ssl.create_default_context(
+                cafile=str(self.ssl_ca_location) if self.ssl_ca_location else None
+            )
             if self.ssl_certificate_location:
                 password = self.ssl_key_password.get_secret_value() if self.ssl_key_password else None
                 context.load_cert_chain(self.ssl_certificate_location, self.ssl_key_location, password)
@@ -77,7 +85,9 @@ class Kafka(_Group):
             "sasl.username": self.sasl_username,
             "sasl.password": self.sasl_password.get_secret_value() if self.sasl_password else None,
             "ssl.ca.location": str(self.ssl_ca_location) if self.ssl_ca_location else None,
-            "ssl.certificate.location": str(self.ssl_certificate_location) if self.ssl_certificate_location else None,
+            "ssl.certificate.location": str(self.ssl_certificate_location)
+            if self.ssl_certificate_location
+            else None,
             "ssl.key.location": str(self.ssl_key_location) if self.ssl_key_location else None,
             "ssl.key.password": self.ssl_key_password.get_secret_value() if self.ssl_key_password else None,
         }
@@ -109,29 +119,49 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     app_id: str = Field("foreclick", description="consumer group and the prefix of internal topics")
-    kafka: Kafka = Kafka()
-    topics: Topics = Topics()
-    http: Http = Http()
+    kafka: Kafka = Field(default_factory=lambda: Kafka.model_validate({}))
+    topics: Topics = Field(default_factory=lambda: Topics.model_validate({}))
+    http: Http = Field(default_factory=lambda: Http.model_validate({}))
     data_dir: Path = Field(default_factory=default_data_dir)
     model: Path | None = Field(None, description="model folder; the bundled one when not set")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     input_format: str = Field("auto", description="of records in the input topic; auto recognises the shape")
 
-    max_batch_size: int = Field(4096, ge=1, le=65536, description="events in a micro-batch; larger is not faster")
-    max_batch_wait_ms: float = Field(5.0, ge=0, description="counted from the oldest event; merges partitions")
-    partition_wait_ms: float = Field(8.0, ge=0, description="a fuller transaction costs the broker less than two")
-    queue_size: int = Field(8192, ge=1, description="events waiting in a partition before its reading is paused")
-    predictions: Literal["every", "last"] = Field("every", description="one an event, or the last of a user in a batch")
+    max_batch_size: int = Field(
+        4096, ge=1, le=65536, description="events in a micro-batch; larger is not faster"
+    )
+    max_batch_wait_ms: float = Field(
+        5.0, ge=0, description="counted from the oldest event; merges partitions"
+    )
+    partition_wait_ms: float = Field(
+        8.0, ge=0, description="a fuller transaction costs the broker less than two"
+    )
+    queue_size: int = Field(
+        8192, ge=1, description="events waiting in a partition before its reading is paused"
+    )
+    predictions: Literal["every", "last"] = Field(
+        "every", description="one an event, or the last of a user in a batch"
+    )
     user_vectors: bool = Field(False, description="fill user_vector in each prediction")
 
     session_gap_s: int = Field(1800, ge=1, description="silence that ends a session")
-    late_limit_s: int = Field(1800, ge=0, description="an event older than this against its user's last is rejected")
+    late_limit_s: int = Field(
+        1800, ge=0, description="an event older than this against its user's last is rejected"
+    )
     future_limit_s: int = Field(300, ge=0, description="an event further ahead of the clock is rejected")
 
-    on_position_mismatch: Literal["open", "exit"] = Field("open", description="state stays exact; outputs may repeat")
-    on_data_loss: Literal["exit", "skip"] = Field("exit", description="when retention has passed our position")
-    commit_max_age_s: int = Field(60, ge=1, description="not ready when there is lag and no commit for so long")
-    log_format: Literal["auto", "json", "text"] = Field("auto", description="text on a terminal, json elsewhere")
+    on_position_mismatch: Literal["open", "exit"] = Field(
+        "open", description="state stays exact; outputs may repeat"
+    )
+    on_data_loss: Literal["exit", "skip"] = Field(
+        "exit", description="when retention has passed our position"
+    )
+    commit_max_age_s: int = Field(
+        60, ge=1, description="not ready when there is lag and no commit for so long"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="text on a terminal, json elsewhere"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @classmethod
@@ -168,8 +198,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-    """Read the environment once; ``overrides`` are flags of the command line and win
-    (``kafka__bootstrap_servers=...``; None means not given).
+    """Read the environment once.
+
+    Args:
+        environ: the process' own when None.
+        overrides: flags of the command line, which win (``kafka__bootstrap_servers=...``); None means not given.
 
     Raises:
         ConfigurationError: an unknown variable of our prefix, or a value of the wrong type, named.
@@ -198,8 +231,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     except ValidationError as error:
         first = error.errors()[0]
         place = "__".join(str(part) for part in first["loc"]).upper()
-        secret = known.get(PREFIX + place)
-        shown = "(hidden)" if secret else repr(first.get("input"))
+        shown = "(hidden)" if known.get(PREFIX + place) else repr(first.get("input"))
         message = f"Setting {PREFIX}{place} = {shown}: {first['msg']}. Correct it and start again."
         raise ConfigurationError(message) from None
 
@@ -220,7 +252,9 @@ def _secret_file(variable: str, path: str) -> str:
     try:
         return Path(path).read_text().strip()
     except OSError as error:
-        raise ConfigurationError(f"{variable} names {path}, which cannot be read: {error.strerror}.") from error
+        raise ConfigurationError(
+            f"{variable} names {path}, which cannot be read: {error.strerror}."
+        ) from error
 
 
 def _place(values: dict[str, Any], variable: str, value: Any) -> None:

@@ -67,7 +67,9 @@ class Chunk(NamedTuple):
     end: int
 
 
-Message = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # headers: aiokafka takes a list only
+Message = tuple[
+    bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]
+]  # aiokafka takes headers as a list only
 Row = tuple[bytes, bytes | None]
 
 
@@ -104,7 +106,9 @@ class Work(Protocol[D, F, S]):
 class TransactionLog(Protocol):
     """Where a micro-batch is committed."""
 
-    async def commit(self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int) -> int:
+    async def commit(
+        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
+    ) -> int:
         """Write messages, rows and the source position in one transaction; the changelog offset of the last row."""
 
 

@@ -45,7 +45,9 @@ def main(folder: Path) -> int:
             f"repeats, {lost} unexplained, {len(log.records) / seconds:.0f} events/s"
         )
     if not read:
-        print(f"error: none of {', '.join(LOGS)} is in {folder}: make check-data DATA=folder", file=sys.stderr)
+        print(
+            f"error: none of {', '.join(LOGS)} is in {folder}: make check-data DATA=folder", file=sys.stderr
+        )
     return int(bool(wrong) or not read)
 
 

@@ -20,6 +20,8 @@ PURE = [
     Path("stream/batching.py"),
     Path("stream/outputs.py"),
     Path("stream/rendering.py"),
+    Path("stream/canvas.py"),
+    Path("stream/prediction_values.py"),
     Path("stream/dead_letters.py"),
     *(path for path in FILES if path.parent == Path("stream/formats")),
 ]

@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
-def everything(  # noqa: PLR0917 - each is an option of its own
+def everything(
     users: Users = 20_000,
     events: Events = 400_000,
     stock_events: StockEvents = 20_000,

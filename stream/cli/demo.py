@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     input_: Annotated[
-        str | None, typer.Option("--input", help="A log to replay instead of simulated traffic.", show_default=False)
+        str | None,
+        typer.Option("--input", help="A log to replay instead of simulated traffic.", show_default=False),
     ] = None,
     format: Format = "auto",  # noqa: A002 - the flag's name
     columns: Columns = None,
@@ -56,7 +57,7 @@ def demo(
         began_s = time.time()
         sender = Sender(running.settings, records, rate or None)
         sender.start()
-        _watch(running, sender, len(records), began_s)
+        _watch(running, sender, len(records))
         if sender.error is not None:
             raise sender.error
         wait_drained(running)
@@ -97,12 +98,18 @@ def _file(
     from stream.files import read_log
 
     log = read_log(
-        path, format_name, columns=columns, delimiter=delimiter, time_format=time_format, header=header, limit=limit
+        path,
+        format_name,
+        columns=columns,
+        delimiter=delimiter,
+        time_format=time_format,
+        header=header,
+        limit=limit,
     )
     return log.records
 
 
-def _watch(running: Pipeline, sender: Sender, total: int, began_s: float) -> None:
+def _watch(running: Pipeline, sender: Sender, total: int) -> None:
     """The live table until everything was sent and answered, or nothing moves any more."""
     from stream.demo import WorkerDied
 
@@ -128,7 +135,9 @@ def _watch(running: Pipeline, sender: Sender, total: int, began_s: float) -> Non
             if done or sender.error is not None:
                 return
             if now - last_change_s > 60:
-                raise WorkerDied("No result for 60 s; the worker hangs. Its log is " + str(running.worker.log))
+                raise WorkerDied(
+                    "No result for 60 s; the worker hangs. Its log is " + str(running.worker.log)
+                )
             time.sleep(REFRESH_S)
 
 
@@ -222,10 +231,14 @@ class _Nothing:
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(result["dead_letters_by_reason"].items()))
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(result["dead_letters_by_reason"].items())
+    )
     return (
-        f"{result['events_in']} events in, {result['predictions']} predictions, {result['dead_letters']} dead letters"
-        f"{f' ({reasons})' if reasons else ''}, {result['duplicates_dropped']} repeats dropped, {result['late']} late.\n"
+        f"{result['events_in']} events in, {result['predictions']} predictions, "
+        f"{result['dead_letters']} dead letters"
+        f"{f' ({reasons})' if reasons else ''}, {result['duplicates_dropped']} repeats dropped, "
+        f"{result['late']} late.\n"
         f"{result['missing']} missing, {result['twice']} twice, by a reader that joined every input position.\n"
         f"{result['events_per_s']:.0f} events/s; event to score p50 {result['event_to_score_p50_ms']} ms, "
         f"p99 {result['event_to_score_p99_ms']} ms."

@@ -29,7 +29,9 @@ def end_process(where: str, error: BaseException) -> NoReturn:
     if not isinstance(error, ForeclickError):
         # Not one of ours: the place in the code is all that a maintainer will have.
         frames = traceback.extract_tb(error.__traceback__)[-4:]
-        line["at"] = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames))
+        line["at"] = " < ".join(
+            f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames)
+        )
     text = f"error: {line['message']}\n" if sys.stderr.isatty() else json.dumps(line) + "\n"
     os.write(2, text.encode())
     os._exit(getattr(error, "exit_code", 70))

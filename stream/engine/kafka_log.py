@@ -126,7 +126,7 @@ class KafkaLog:
         )
         try:
             await asyncio.wait_for(self._producer.start(), FENCE_TIMEOUT_S)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise BrokenInvariant(
                 f"The broker did not hand {self.transactional_id} over within {FENCE_TIMEOUT_S:.0f} s. Look at its "
                 "transaction coordinator, then start again."
@@ -168,7 +168,9 @@ class KafkaLog:
     # ------------------------------------------------------------------ the changelog
 
     async def changelog_bounds(self) -> tuple[int, int]:
-        return await self._offsets.beginning(self._changelog), await self._offsets.last_stable(self._changelog)
+        return await self._offsets.beginning(self._changelog), await self._offsets.last_stable(
+            self._changelog
+        )
 
     def _changelog_consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -197,7 +199,9 @@ class KafkaLog:
                 records = fetched.get(self._changelog, [])
                 position = await consumer.position(self._changelog)
                 if records and records[0].offset < at:
-                    raise BrokenInvariant(f"The changelog answered offset {records[0].offset} at position {at}.")
+                    raise BrokenInvariant(
+                        f"The changelog answered offset {records[0].offset} at position {at}."
+                    )
                 if position > at:
                     yield [(record.key, record.value) for record in records], position
                     at, progressed = position, loop.time()
@@ -212,7 +216,9 @@ class KafkaLog:
 
     # ------------------------------------------------------------------ transactions
 
-    async def commit(self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int) -> int:
+    async def commit(
+        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
+    ) -> int:
         producer = self._open_producer()
         with self._taken_over():
             await producer.begin_transaction()
@@ -278,5 +284,3 @@ class KafkaLog:
             # The transaction has ended: what stop() could still lose is only the goodbye to the broker.
             with contextlib.suppress(asyncio.TimeoutError, KafkaError):
                 await asyncio.wait_for(producer.stop(), CLOSE_TIMEOUT_S)
-
-

@@ -158,7 +158,9 @@ class Partition:
         self.position = self.fetched = position
         self.stage = self._make_stage(position, mark)
         self.state = State.VERIFIED
-        logger.info("partition verified", partition=self.number, position=position, restored_records=self.restored)
+        logger.info(
+            "partition verified", partition=self.number, position=position, restored_records=self.restored
+        )
 
     async def restore(self) -> None:
         applied, wiped = await restore(self.store, self.log, self._clock(), self._probe)
@@ -174,7 +176,9 @@ class Partition:
         """Where to open. State and position stand in one log, so ``\\0src`` is the truth and the group the check."""
         mark = self.mark()
         if self._contradict(mark, committed):
-            await self.log.cleanse()  # prove the fence again: a zombie may have committed between our two looks
+            await (
+                self.log.cleanse()
+            )  # prove the fence again: a zombie may have committed between our two looks
             committed = await self.log.committed()
             await self.restore()
             mark = self.mark()
@@ -229,7 +233,8 @@ class Partition:
     def _within(self, position: int, beginning: int, end: int) -> int:
         if position < beginning:
             if self._on_data_loss == "skip":
-                logger.error("records lost to retention", partition=self.number, position=position, beginning=beginning)
+                lost = {"position": position, "beginning": beginning}
+                logger.error("records lost to retention", partition=self.number, **lost)
                 return beginning
             raise PositionError(
                 f"{self.topic}[{self.number}]: retention has removed records that were not processed: the state stands "
@@ -238,8 +243,8 @@ class Partition:
             )
         if position > end:
             raise PositionError(
-                f"{self.topic}[{self.number}]: the state stands at {position}, beyond the topic's end {end}: the broker "
-                "lost records. If a fresh start is meant, run `foreclick state reset --to latest`."
+                f"{self.topic}[{self.number}]: the state stands at {position}, beyond the topic's end {end}: the "
+                "broker lost records. If a fresh start is meant, run `foreclick state reset --to latest`."
             )
         return position
 
@@ -293,8 +298,7 @@ class Partition:
             wait_s = self._queue[0][1] + self._wait_s - time.monotonic()
             if wait_s > 0 and self.queued < self._batch_limit:
                 await asyncio.sleep(wait_s)
-                if self.closing:
-                    return
+                continue
             self.in_flight = True
             await self.stage.micro_batch(self.take())
             self.in_flight = False

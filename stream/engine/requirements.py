@@ -41,13 +41,17 @@ def check() -> None:
         "faust.App.BootStrategy": faust.App.BootStrategy is BootStrategy,
         "aiokafka.producer.sender.BACKOFF_OVERRIDE": hasattr(sender, "BACKOFF_OVERRIDE"),
         "aiokafka send_batch": hasattr(aiokafka.AIOKafkaProducer, "send_batch"),
-        "aiokafka send_offsets_to_transaction": hasattr(aiokafka.AIOKafkaProducer, "send_offsets_to_transaction"),
+        "aiokafka send_offsets_to_transaction": hasattr(
+            aiokafka.AIOKafkaProducer, "send_offsets_to_transaction"
+        ),
         "aiokafka BatchBuilder.record_count": hasattr(BatchBuilder, "record_count"),
         "aiokafka AIOKafkaConsumer.highwater": hasattr(aiokafka.AIOKafkaConsumer, "highwater"),
     }
     missing = [name for name, there in relied_on.items() if not there]
     if missing:
-        raise Unsupported(f"Not found in the installed libraries: {', '.join(missing)}. Install the locked versions.")
+        raise Unsupported(
+            f"Not found in the installed libraries: {', '.join(missing)}. Install the locked versions."
+        )
 
 
 def quicken_transactions() -> None:

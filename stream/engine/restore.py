@@ -46,7 +46,9 @@ def reason_to_wipe(store: Store, log: Changelog, bounds: tuple[int, int], now_ms
     return None
 
 
-async def restore(store: Store, log: Changelog, now_ms: int, probe: Callable[[str], None]) -> tuple[int, str | None]:
+async def restore(
+    store: Store, log: Changelog, now_ms: int, probe: Callable[[str], None]
+) -> tuple[int, str | None]:
     """Bring the store to the changelog's last stable offset.
 
     Returns:

@@ -7,6 +7,7 @@ one step if it is full, if its oldest event's deadline has come, or if no partit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -90,17 +91,17 @@ class Scorer(Generic[Q, R]):
             reason = self._batching.due(time.monotonic(), flush=self._joining() == 0)
             if reason is None:
                 self._arrived.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), self._batching.remaining_s(time.monotonic()))
-                except asyncio.TimeoutError:
-                    pass
                 continue
             oldest_s = self._batching.oldest_s
             batch = self._take()
             began_s = time.monotonic()
             try:
-                results = await loop.run_in_executor(self._thread, self._step, [waiting.request for waiting in batch])
-            except Exception as error:  # noqa: BLE001 - handed on to every partition, whose process it ends
+                results = await loop.run_in_executor(
+                    self._thread, self._step, [waiting.request for waiting in batch]
+                )
+            except Exception as error:  # handed on to every partition, whose process it ends
                 for waiting in batch:
                     if not waiting.future.done():
                         waiting.future.set_exception(error)
@@ -114,7 +115,8 @@ class Scorer(Generic[Q, R]):
 
     def _take(self) -> list[_Waiting[Q, R]]:
         """The oldest requests up to the batch size; a request is never split."""
-        taken, events = [], 0
+        taken: list[_Waiting[Q, R]] = []
+        events = 0
         limit = self._batching.max_batch_size
         while self._waiting and (not taken or events + self._waiting[0].events <= limit):
             waiting = self._waiting.pop(0)

@@ -237,7 +237,9 @@ class Engine(Service):
         self.parts.clear()
         for part in parts:
             self._metrics.forget(part.number)
-        logger.info("partitions released", why=why, count=len(parts), seconds=round(time.monotonic() - began, 3))
+        logger.info(
+            "partitions released", why=why, count=len(parts), seconds=round(time.monotonic() - began, 3)
+        )
 
     # ------------------------------------------------------------------ reading
 
@@ -259,7 +261,8 @@ class Engine(Service):
             return
         try:
             fetched = await consumer.getmany(
-                timeout_ms=OPENING_POLL_MS if opening else IDLE_POLL_MS, max_records=self.settings.max_batch_size
+                timeout_ms=OPENING_POLL_MS if opening else IDLE_POLL_MS,
+                max_records=self.settings.max_batch_size,
             )
         except NoOffsetForPartitionError:
             return  # a paused partition without a committed offset; opening seeks
@@ -311,7 +314,8 @@ class Engine(Service):
         """Records between what is committed and the newest known to the broker, by partition."""
         consumer, lag = self._consumer, {}
         for part in self.open_partitions():
-            assert consumer is not None and part.stage is not None
+            assert consumer is not None
+            assert part.stage is not None
             high = consumer.highwater(TopicPartition(self.topics.source, part.number))
             lag[part.number] = max(0, (high or part.stage.next_offset) - part.stage.next_offset)
         return lag
@@ -323,14 +327,16 @@ class Engine(Service):
             self._metrics.partitions(len(self.parts), len(self.open_partitions()))
             for partition, records in self.lag().items():
                 self._metrics.lag(partition, records)
-            self._metrics.rows(sum(part.store.count() for part in self.open_partitions() if part.store.is_open))
+            self._metrics.rows(
+                sum(part.store.count() for part in self.open_partitions() if part.store.is_open)
+            )
 
 
 class _Listener(ConsumerRebalanceListener):
     def __init__(self, engine: Engine):
         self._engine = engine
 
-    async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:
+    async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:  # noqa: ARG002
         try:
             await self._engine.revoke("revoked")
         except BaseException as error:

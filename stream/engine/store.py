@@ -47,7 +47,7 @@ class Store:
         self.folder = folder
         self._db: rocksdict.Rdict | None = None
         self._unlogged = rocksdict.WriteOptions()
-        self._unlogged.disable_wal = True
+        self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment]  # the stub is wrong
 
     def open(self) -> None:
         options = rocksdict.Options(raw_mode=True)
@@ -90,9 +90,12 @@ class Store:
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """Rows of the keys, in order; None where there is none."""
-        return self.database.get(keys)
+        rows: list[bytes | None] = self.database.get(keys)  # type: ignore[arg-type,assignment]
+        return rows
 
-    def apply(self, rows: Iterable[tuple[bytes, bytes | None]], position: int, changelog_id: bytes, now_ms: int) -> None:
+    def apply(
+        self, rows: Iterable[tuple[bytes, bytes | None]], position: int, changelog_id: bytes, now_ms: int
+    ) -> None:
         """Write rows (None erases) and the changelog offset of the newest of them, as one."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         put, delete = batch.put, batch.delete
@@ -106,7 +109,9 @@ class Store:
         put(WRITTEN_KEY, _I64.pack(now_ms))
         try:
             self.database.write(batch, self._unlogged)
-        except Exception as error:  # after one failed write RocksDB refuses all others: nothing can be mended here
+        except (
+            Exception
+        ) as error:  # after one failed write RocksDB refuses all others: nothing can be mended here
             raise StoreError(
                 f"Writing to {self.folder} failed ({error}). Free space or move the folder away, then start again: "
                 "the rows are restored from the changelog."
@@ -130,15 +135,17 @@ class Store:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every user's row; reserved keys are left out."""
-        for key, value in self.database.items(from_key=b"\1"):
-            yield key, value
+        yield from self._entries(b"\1")
 
     def reserved(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Entries whose key starts with a reserved prefix, such as the names of categories."""
-        for key, value in self.database.items(from_key=prefix):
+        for key, value in self._entries(prefix):
             if not key.startswith(prefix):
                 return
             yield key, value
+
+    def _entries(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
+        yield from self.database.items(from_key=first)
 
     def count(self) -> int:
         """Rows, estimated by RocksDB; exact after a flush without overwritten rows."""
@@ -204,5 +211,3 @@ def lock_data_dir(folder: Path) -> IO[str]:
     held.write(str(os.getpid()))
     held.flush()
     return held
-
-

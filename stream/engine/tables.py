@@ -16,7 +16,7 @@ from stream.engine.service import Engine
 from stream.engine.store import Store
 
 
-class StateTable(faust.Table):  # type: ignore[misc]
+class StateTable(faust.Table):
     """A read-only view.
 
     Args:
@@ -57,8 +57,7 @@ class StateTable(faust.Table):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[str]:
         for store in self._stores():
-            for key, _ in store.items():
-                yield key.decode()
+            yield from (key.decode() for key, _ in store.items())
 
     def keys(self) -> Iterator[str]:  # type: ignore[override]
         return iter(self)

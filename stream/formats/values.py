@@ -21,7 +21,7 @@ _END_MS = 2**53
 _SECONDS_END = 100_000_000_000
 
 
-class Rejected(Exception):  # noqa: N818 - a value with a destination, seldom an error
+class Rejected(Exception):
     """An input that is recognised but not usable: a value with a destination, the dead letters.
 
     Attributes:

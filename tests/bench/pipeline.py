@@ -41,7 +41,7 @@ def measure(bed: Bed, settings: Settings, worker: BenchWorker) -> dict[str, floa
         ("what", "value"),
         [
             *rate_rows(written),
-            *((f"CPU seconds a second, {name}", s / written.seconds) for name, s in used_s.items()),
+            *cpu_rows(used_s, written),
             ("CPU seconds of the worker's main thread, all in all", threads.get(worker.pid, 0.0)),
             ("CPU seconds of its other threads (model, RocksDB)", others),
             ("transactions", batches),
@@ -74,6 +74,14 @@ def rate_rows(written: Written) -> list[tuple[str, float | int]]:
         ("of these ready when the clock started", written.ready),
         ("events a second", written.events_per_s),
         ("microseconds an event", 1e6 / written.events_per_s),
+    ]
+
+
+def cpu_rows(used_s: dict[str, float], written: Written) -> list[tuple[str, float]]:
+    """What processes used while the outputs were written: the machine's load changes seconds, these hardly."""
+    events = len(written.timestamp_ms) - written.ready
+    return [(f"CPU seconds a second, {name}", s / written.seconds) for name, s in used_s.items()] + [
+        (f"CPU microseconds an event, {name}", s * 1e6 / events) for name, s in used_s.items()
     ]
 
 

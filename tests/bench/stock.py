@@ -65,7 +65,7 @@ def run(bed: Bed) -> dict[str, float]:
         ("what", "value"),
         [
             *pipeline.rate_rows(written),
-            *((f"CPU seconds a second, {name}", s / written.seconds) for name, s in used_s.items()),
+            *pipeline.cpu_rows(used_s, written),
             ("bytes a prediction", written.value_bytes),
         ],
     )

@@ -145,7 +145,13 @@ def offline(settings: Settings, partition: int) -> list[tuple[Any, Any, Any]]:
     topic_id = describe(settings.kafka.librdkafka(), settings.clicks_topic).topic_id
     return list(
         score_records(
-            records, settings, artefact, StepEngine(artefact, "cpu"), settings.clicks_topic, topic_id, partition
+            records,
+            settings,
+            artefact,
+            StepEngine(artefact, "cpu"),
+            settings.clicks_topic,
+            topic_id,
+            partition,
         )
     )
 
@@ -177,7 +183,9 @@ def test_predictions_are_those_of_the_offline_core_byte_for_byte(settings: Setti
 
 
 @pytest.mark.broker
-def test_predictions_survive_a_kill_and_an_empty_data_directory(settings: Settings, start: Make, tmp_path: Path) -> None:
+def test_predictions_survive_a_kill_and_an_empty_data_directory(
+    settings: Settings, start: Make, tmp_path: Path
+) -> None:
     """SIGKILL in the middle of the traffic, then a worker on another machine's empty disk: not one bit differs."""
     first = start()
     send(settings, traffic(2000, seed=11))
@@ -192,7 +200,9 @@ def test_predictions_survive_a_kill_and_an_empty_data_directory(settings: Settin
 
 
 @pytest.mark.broker
-def test_two_workers_share_the_partitions_and_lose_nothing(settings: Settings, start: Make, tmp_path: Path) -> None:
+def test_two_workers_share_the_partitions_and_lose_nothing(
+    settings: Settings, start: Make, tmp_path: Path
+) -> None:
     """A second worker joins under load and leaves again; every partition moves and none is counted twice."""
     first = start()
     send(settings, traffic(1200, seed=21))
@@ -242,7 +252,9 @@ def run_faust(settings: Settings, module: str, log: Path, **more: str) -> subpro
 
 
 @pytest.mark.broker
-def test_fausts_own_command_runs_the_worker_and_an_agent_reads_the_table(settings: Settings, tmp_path: Path) -> None:
+def test_fausts_own_command_runs_the_worker_and_an_agent_reads_the_table(
+    settings: Settings, tmp_path: Path
+) -> None:
     """``faust -A ... worker``: the engine beside an agent on a low-rate topic that asks ``table[user]``."""
     admin = AdminClient(settings.kafka.librdkafka())
     asked, answered = f"{settings.topics.prefix}asked", f"{settings.topics.prefix}answered"
@@ -267,7 +279,12 @@ def test_fausts_own_command_runs_the_worker_and_an_agent_reads_the_table(setting
             producer.flush(5)
             time.sleep(0.5)
             answers = list(read_topic(settings.kafka.librdkafka(), answered))
-        assert json.loads(answers[-1].value()) == {"user": "u1", "events": 5, "unknown": None, "writable": False}
+        assert json.loads(answers[-1].value()) == {
+            "user": "u1",
+            "events": 5,
+            "unknown": None,
+            "writable": False,
+        }
     finally:
         process.terminate()
         process.wait(20)

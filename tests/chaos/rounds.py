@@ -23,9 +23,13 @@ from tests.chaos.cluster import Round
 from tests.chaos.driver import Driver
 from tests.chaos.fleet import Fleet
 from tests.chaos.oracle import Input, Verdict, judge
+from tests.chaos.worker import STOP_INSIDE
 
 # A worker that is down when the next fault comes is a fault wasted, so what takes all of them down is rare.
-WORKER_FAULTS = (*("kill", "term", "stop", "wipe", "old", "ahead", "join", "leave") * 3, "power cut")
+WORKER_FAULTS = (
+    *("kill", "term", "stop", "stop inside", "wipe", "old", "ahead", "join", "leave") * 3,
+    "power cut",
+)
 BROKER_FAULTS = ("broker", "broker and workers")
 NAMES = "ABCDEFGH"
 
@@ -48,7 +52,6 @@ class Shape:
         seconds: of traffic, at ``rate`` events a second.
         pause_s: between two faults, drawn evenly from the two.
         exit_probability: of an injected exit at each step of each micro-batch; ten times that while opening.
-        stop_probability: of a worker stopping itself inside an open transaction, for each micro-batch.
     """
 
     seconds: float = 24
@@ -57,7 +60,6 @@ class Shape:
     partitions: int = 8
     pause_s: tuple[float, float] = (0.4, 1.6)
     exit_probability: float = 0.0004
-    stop_probability: float = 0.001
     worker_faults: Sequence[str] = WORKER_FAULTS
     planted: str | None = None
 
@@ -66,8 +68,6 @@ class Shape:
         switches = ["--planted", self.planted] if self.planted else []
         if self.exit_probability:
             switches += ["--exit-at", "any", "--exit-probability", str(self.exit_probability)]
-        if self.stop_probability:
-            switches += ["--stop-at", "before commit", "--stop-probability", str(self.stop_probability)]
         return switches
 
 
@@ -133,6 +133,7 @@ class Faults:
             "kill": self._kill,
             "term": self._term,
             "stop": self._stop,
+            "stop inside": self._stop_inside,
             "wipe": self._wipe,
             "old": self._old,
             "ahead": self._ahead,
@@ -180,6 +181,16 @@ class Faults:
         if name is None or self._fleet.workers[name].stopped:
             return False
         self._fleet.workers[name].signal(signal.SIGSTOP)  # tend wakes it after its session has timed out
+        return True
+
+    def _stop_inside(self) -> bool:
+        """Have a worker stop itself in its next open transaction; tend wakes it as well."""
+        opened = sorted(
+            name for name, worker in self._fleet.workers.items() if worker.open and not worker.stopped
+        )
+        if not opened:
+            return False
+        self._fleet.workers[self._chance.choice(opened)].signal(STOP_INSIDE)
         return True
 
     def _wipe(self) -> bool:
@@ -254,7 +265,7 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path, brok
         fleet.stop()
         if outcome.failure is None:
             outcome.verdict = judge(round_, Input(round_).read(), fleet.data_dirs)
-    except Exception as error:  # noqa: BLE001 - a round that breaks is not clean; the next one may still run
+    except Exception as error:
         outcome.failure = f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)!r}"
     finally:
         fleet.kill()
@@ -307,6 +318,10 @@ def _play(
             fault = chance.choice(BROKER_FAULTS)
         if faults.cause(fault):
             outcome.faults.append(fault)
+    for _ in kill_times_s:  # the faults before took too long: the backlog is traffic too
+        fault = chance.choice(BROKER_FAULTS)
+        faults.cause(fault)
+        outcome.faults.append(fault)
     driver.finish()
     fleet.switches = ["--planted", shape.planted] if shape.planted else []
     if not fleet.workers:

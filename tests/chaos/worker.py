@@ -47,6 +47,7 @@ OPENING_STEPS = (
 )
 BATCH_STEPS = ("scored", "outputs sent", "before commit", "committed", "applied")
 STEPS = OPENING_STEPS + BATCH_STEPS
+STOP_INSIDE = signal.SIGRTMIN  # stop yourself in the next open transaction
 
 
 def say(event: str, **values: Any) -> None:
@@ -269,10 +270,15 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
         if step is not None
     ]
 
+    def arm(*_: Any) -> None:
+        traps.append(Trap("stop", "before commit", skip=0, probability=1.0, chance=chance))
+
+    signal.signal(STOP_INSIDE, arm)
+
     def probe(step: str) -> None:
         if step == "opened":
             say("opened")
-        for trap in traps:
+        for trap in list(traps):
             trap(step)
 
     async def prepare() -> Plan:

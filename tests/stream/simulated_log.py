@@ -51,7 +51,9 @@ class SimulatedBroker:
         self.changelog.append(Written(b"", None, epoch, "marker"))
 
     def last_stable(self) -> int:
-        return next((i for i, written in enumerate(self.changelog) if written.fate == "open"), len(self.changelog))
+        return next(
+            (i for i, written in enumerate(self.changelog) if written.fate == "open"), len(self.changelog)
+        )
 
 
 class SimulatedLog:
@@ -111,7 +113,9 @@ class SimulatedLog:
             part = self.broker.changelog[begin : min(end, begin + 3)]
             yield [(w.key, w.value) for w in part if w.fate == "committed"], min(end, begin + 3)
 
-    async def commit(self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int) -> int:
+    async def commit(
+        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
+    ) -> int:
         await self._reach()
         self._refuse_zombies()
         epoch = self.broker.epoch

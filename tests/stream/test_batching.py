@@ -46,7 +46,9 @@ def test_nothing_waits_when_nobody_can_join() -> None:
     assert batching.remaining_s(0.0) is None
 
 
-def run_scorer(step: object, requests: list[int], joining: int, **options: float) -> tuple[list[object], list[Released]]:
+def run_scorer(
+    step: object, requests: list[int], joining: int, **options: float
+) -> tuple[list[object], list[Released]]:
     released: list[Released] = []
 
     async def live() -> list[object]:

@@ -23,7 +23,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = ["who,when,what,kind"]
     for user in range(60):
         for turn in range(12):
-            lines.append(f"u{user},{1_700_000_000 + 3600 * user + 40 * turn},{'tap' if turn % 3 else 'swipe'},k{turn % 4}")
+            lines.append(
+                f"u{user},{1_700_000_000 + 3600 * user + 40 * turn},{'tap' if turn % 3 else 'swipe'},k{turn % 4}"
+            )
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -131,7 +131,7 @@ def pages() -> Iterator[tuple[int, dict[str, str | None]]]:
 def test_a_running_worker_is_asked_first(pages: tuple[int, dict[str, str | None]], tmp_path: Path) -> None:
     """With its token, and with the user's id escaped."""
     port, seen = pages
-    ran = foreclick("state", "show", "a b/c", "--data-dir", tmp_path, HTTP__PORT=port, HTTP__TOKEN="secret")  # noqa: S106
+    ran = foreclick("state", "show", "a b/c", "--data-dir", tmp_path, HTTP__PORT=port, HTTP__TOKEN="secret")
     assert json.loads(ran.out) == {"user_id": "a b/c"}
     assert seen == {"/state/a%20b%2Fc": "Bearer secret"}
 

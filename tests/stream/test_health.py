@@ -49,7 +49,9 @@ def asked(server: Health, paths: list[str], token: str | None = None) -> list[tu
 
 def test_pages_answer_on_loopback_without_a_token() -> None:
     """The default: nobody else can reach it."""
-    answers = asked(health(Http(port=0)), ["/healthz", "/readyz", "/metrics", "/state", "/state/u%2F1", "/state/u2"])
+    answers = asked(
+        health(Http(port=0)), ["/healthz", "/readyz", "/metrics", "/state", "/state/u%2F1", "/state/u2"]
+    )
     assert answers[0] == (200, {"alive": True})
     assert answers[1] == (200, {"ready": True, "reason": None})
     assert answers[2] == (200, "foreclick_up 1\n")
@@ -74,7 +76,11 @@ def test_a_bind_outside_loopback_without_a_token_is_refused() -> None:
 def test_with_a_token_only_healthz_is_open() -> None:
     """Probes of an orchestrator have no secrets."""
     guarded = Http(port=0, token=SecretStr("s3cret"))
-    assert [status for status, _ in asked(health(guarded), ["/healthz", "/metrics", "/state/u1"])] == [200, 401, 401]
+    assert [status for status, _ in asked(health(guarded), ["/healthz", "/metrics", "/state/u1"])] == [
+        200,
+        401,
+        401,
+    ]
     assert [status for status, _ in asked(health(guarded), ["/metrics"], token="s3cret")] == [200]
 
 

@@ -12,7 +12,11 @@ from stream.settings import load_settings
 
 def test_nested_variables_and_flags_reach_their_fields() -> None:
     """A flag of the command line wins over the environment; None means that it was not given."""
-    environment = {"FORECLICK_KAFKA__BOOTSTRAP_SERVERS": "a:1", "FORECLICK_MAX_BATCH_SIZE": "7", "PATH": "/bin"}
+    environment = {
+        "FORECLICK_KAFKA__BOOTSTRAP_SERVERS": "a:1",
+        "FORECLICK_MAX_BATCH_SIZE": "7",
+        "PATH": "/bin",
+    }
     settings = load_settings(environment, http__port=0, data_dir=None, max_batch_size=9)
     assert settings.kafka.bootstrap_servers == "a:1"
     assert settings.max_batch_size == 9

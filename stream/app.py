@@ -37,7 +37,7 @@ from stream.metrics import Metrics
 from stream.rows import read
 from stream.scoring import NAME_KEY, CategoryNames, ClicksWork, ModelStep, ScoreRequest, clicks_work
 from stream.sessions import NameCodes
-from stream.settings import Settings, load_settings
+from stream.settings import Kafka, Settings, load_settings
 
 logger = structlog.get_logger("foreclick.app")
 
@@ -157,6 +157,21 @@ class Clicks:
         }
 
 
+def faust_credentials(kafka: Kafka) -> faust.types.auth.CredentialsT | None:
+    """The same security for Faust's own producer and agents as for the engine; None for a plain broker."""
+    context = kafka.aiokafka().get("ssl_context")
+    if kafka.security_protocol.startswith("SASL"):
+        password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
+        # Without a context Faust silently means SASL_PLAINTEXT, which is what no context means here too.
+        return faust.SASLCredentials(
+            mechanism=kafka.sasl_mechanism,
+            username=kafka.sasl_username,
+            password=password,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context=context) if context is not None else None
+
+
 def spare_the_collector() -> None:
     """Let Python's cycle collector look rarely, and never at what is loaded for good.
 
@@ -237,6 +252,7 @@ def create_app(settings: Settings) -> ForeclickApp:
     app = ForeclickApp(
         f"{settings.app_id}-low",  # Faust's own group: its agents must not share the engine's
         broker="aiokafka://" + settings.kafka.bootstrap_servers.replace(",", ";"),
+        broker_credentials=faust_credentials(settings.kafka),
         store="memory://",
         datadir=settings.data_dir / "faust",
         web_enabled=False,

@@ -185,6 +185,10 @@ class Fleet:
             if not worker.running:
                 self.leaving.remove(worker)
 
+    def any_open(self) -> bool:
+        """Whether some worker processes a partition, or did so before it was stopped."""
+        return any(worker.open for worker in self.workers.values())
+
     def tend_for(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Tend until the time is over or something is true; whether it became true."""
         deadline_s = time.monotonic() + seconds

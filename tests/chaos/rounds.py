@@ -32,6 +32,7 @@ WORKER_FAULTS = (
 )
 BROKER_FAULTS = ("broker", "broker and workers")
 NAMES = "ABCDEFGH"
+OPENING_S = 8.0
 
 
 class RunningBroker(Protocol):
@@ -305,13 +306,15 @@ def _play(
         seed=outcome.seed,
     )
     driver.start()
-    fleet.tend_for(10, until=lambda: fleet.logs["A"].open and fleet.logs["B"].open)
+    fleet.tend_for(OPENING_S, until=lambda: fleet.logs["A"].open and fleet.logs["B"].open)
     faults = Faults(fleet, broker, chance)
     kill_times_s = sorted(
         time.monotonic() + chance.uniform(0, shape.seconds - 6) for _ in range(broker_kills)
     )
     while driver.is_alive():
         fleet.tend_for(chance.uniform(*shape.pause_s), until=lambda: not driver.is_alive())
+        if chance.random() < 0.75:  # while all are still starting, most faults would try nothing new
+            fleet.tend_for(OPENING_S, until=fleet.any_open)
         fault = chance.choice(shape.worker_faults)
         if kill_times_s and time.monotonic() > kill_times_s[0]:
             kill_times_s.pop(0)

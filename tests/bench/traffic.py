@@ -63,16 +63,25 @@ class Traffic:
             time_ms = (start_ms + np.arange(first, first + n) * step_ms).astype(np.int64)
             unique = random.integers(0, 1 << 62, n)
             names = self.categories
-            for u, i, t, a, k, c, p in zip(
-                *(column.tolist() for column in (user, unique, time_ms, action, item, category, cents)),
-                strict=True,
-            ):
-                yield (
-                    b"u%06d" % u,
-                    b'{"user_id":"u%06d","event_id":"%b-%016x","event_time_ms":%d,"action":"%b","item_id":"i%d",'
+            columns = (user, unique, time_ms, action, item, category, cents)
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            for number, (u, i, t, a, k, c, p) in enumerate(rows, first):
+                value = (
+                    b'{"user_id":"u%06d","event_id":"%b-%010d-%016x","event_time_ms":%d,"action":"%b","item_id":"i%d",'
                     b'"category_id":"%b","price":%d.%02d}'
-                    % (u, self.part.encode(), i, t, _ACTIONS[a], k, names[c].encode(), p // 100, p % 100),
+                ) % (
+                    u,
+                    self.part.encode(),
+                    number,
+                    i,
+                    t,
+                    _ACTIONS[a],
+                    k,
+                    names[c].encode(),
+                    p // 100,
+                    p % 100,
                 )
+                yield b"u%06d" % u, value
 
 
 _ACTIONS = tuple(name.encode() for name in DEFAULT_ACTIONS)

@@ -1,0 +1,67 @@
+"""What the benches measure with: the traffic, the reading of predictions, the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stream.cli import bench
+from stream.events import Event, decode_events
+from tests.bench.readers import _first_transaction, source_offset
+from tests.bench.traffic import Traffic
+
+CATEGORIES = ("c1", "c2", "shoes & socks")
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    """And another part or seed gives others, so that no event id comes twice in a run."""
+    first = list(Traffic(50, CATEGORIES, "a").records(500, 1_760_000_000_000, 10))
+    assert first == list(Traffic(50, CATEGORIES, "a").records(500, 1_760_000_000_000, 10))
+    other = [
+        *Traffic(50, CATEGORIES, "b").records(500, 0, 10),
+        *Traffic(50, CATEGORIES, "a", 2).records(500, 0, 10),
+    ]
+    assert not {value for _, value in first} & {value for _, value in other}
+
+
+def test_traffic_is_canonical_and_rises_in_time() -> None:
+    """Every record decodes to an event of its key's user, of about the stated size."""
+    pairs = list(Traffic(50, CATEGORIES, "a").records(500, 1_760_000_000_000, 10))
+    events = decode_events([key for key, _ in pairs], [value for _, value in pairs])
+    assert all(isinstance(event, Event) for event in events)
+    times = [event.event_time_ms for event in events if isinstance(event, Event)]
+    assert times == sorted(times)
+    assert len({event.event_id for event in events if isinstance(event, Event)}) == 500
+    assert all(150 <= len(value) <= 190 for _, value in pairs)
+
+
+def test_each_user_once_is_each_user_once() -> None:
+    """The changelog of the restore holds as many rows as there are users."""
+    keys = [key for key, _ in Traffic(300, CATEGORIES, "a").records(300, 0, 10, each_user_once=True)]
+    assert len(set(keys)) == 300
+
+
+def test_the_source_offset_is_read_without_decoding() -> None:
+    """From the ``source`` of a prediction, wherever other numbers stand."""
+    value = (
+        b'{"event_id":"e-7","source":{"topic":"clicks","partition":3,"offset":18842},"session":{"index":1}}'
+    )
+    assert source_offset(value) == 18842
+
+
+def test_the_first_transaction_ends_where_its_marker_took_an_offset() -> None:
+    """Its records stood ready when the clock started; without transactions that is one record."""
+    begun_later = [(0, 50), (1, 51), (3, 52)]
+    begun_first = [(2, 10), (3, 10), (4, 11), (6, 90)]
+    assert _first_transaction([begun_later, begun_first, []]) == 3
+    assert _first_transaction([[(0, 10), (1, 11)], [(0, 12)]]) == 1
+
+
+def test_a_package_without_its_tests_says_where_the_benches_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An installed package has no tests/bench beside it."""
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "stream" / "cli" / "bench.py"))
+    with pytest.raises(bench.NotInstalled, match="make bench"):
+        bench.model(None)

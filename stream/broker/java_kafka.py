@@ -28,7 +28,14 @@ from stream.errors import BrokerUnreachable, StoreError
 
 # The JVM's second compiler pays off in servers that run for days. Here it only takes the processor from the events:
 # start 4 s of CPU time instead of 9, a thousand transactions 18 s instead of 32, two million records 5 s instead of 9.
-JVM: Final = ("-Xms256m", "-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
+# The serial collector has no threads that compete for the cores: a tenth less CPU time a record, 130 MiB less memory.
+JVM: Final = (
+    "-Xms256m",
+    "-Xmx1g",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-XX:+ExitOnOutOfMemoryError",
+)
 STOP_TIMEOUT_S: Final = 30.0
 LOG_CONFIGURATION: Final = Path(__file__).with_name("log4j2.xml")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -262,12 +263,13 @@ class KafkaLog:
         producer = self._open_producer()
         batch = producer.create_batch()
         append = batch.append
+        now_ms = int(time.time() * 1000)  # asked once: what is written together was made together
         for key, value, headers in items:
-            if append(timestamp=None, key=key, value=value, headers=headers) is None:
+            if append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
                 yield batch
                 batch = producer.create_batch()
                 append = batch.append
-                if append(timestamp=None, key=key, value=value, headers=headers) is None:
+                if append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
                     raise BrokenInvariant(f"A record of {len(value or b'')} bytes does not fit any batch.")
         if batch.record_count():
             batch.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from stream.broker import Broker
 from tests.chaos.cluster import Round
 from tests.chaos.driver import Driver
 from tests.chaos.fleet import Fleet
+from tests.chaos.forgotten import Record, leave_open, unverified
 from tests.chaos.oracle import Input, Verdict, judge
 
 SESSION_TIMEOUT_S = 3.0  # the shortest that the engine's settings allow: a test waits for it after every kill
@@ -60,6 +62,20 @@ class Scene:
         self.input.read()
         self.round.recreate_source()
 
+    def forget_transaction(self, topics: Sequence[str]) -> None:
+        """Leave an open transaction of partition 0's id in these topics that the coordinator does not know.
+
+        It holds what must never be seen: a prediction that says nonsense, a row of nobody.
+        """
+        source_id = self.round.topic_id(self.round.source).hex()
+        headers = [("ce_id", f"{source_id}/0/{self.round.ends(self.round.source)[0]}/prediction/u0".encode())]
+        records = [Record(topic, 0, b"u0", b"{}" + bytes(198), headers) for topic in topics]
+        transactional_id = f"{self.round.app_id}-{self.round.source}-0"
+        with unverified(self.round.bootstrap):
+            asyncio.run(leave_open(self.round.bootstrap, transactional_id, records))
+        for topic in topics:
+            assert self.round.ends(topic, committed=True)[0] < self.round.ends(topic)[0]
+
     def settle(self) -> None:
         """Everything sent is committed."""
         self.drove()
@@ -91,16 +107,7 @@ class Scene:
 @pytest.fixture
 def scene(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Scene]]:
     """A factory of scenes on the session's broker."""
-    scenes: list[Scene] = []
-
-    def create(**options: object) -> Scene:
-        folder = tmp_path / str(len(scenes))
-        scenes.append(Scene(broker.bootstrap_servers, folder, **options))  # type: ignore[arg-type]
-        return scenes[-1]
-
-    yield create
-    for played in scenes:
-        played.end()
+    yield from _scenes(broker, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -116,8 +123,19 @@ def mortal_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def mortal_scene(mortal_broker: Broker, tmp_path: Path) -> Iterator[Scene]:
-    """A scene on the broker that may be killed."""
-    played = Scene(mortal_broker.bootstrap_servers, tmp_path)
-    yield played
-    played.end()
+def mortal_scene(mortal_broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Scene]]:
+    """A factory of scenes on the broker that may be killed."""
+    yield from _scenes(mortal_broker, tmp_path)
+
+
+def _scenes(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Scene]]:
+    scenes: list[Scene] = []
+
+    def create(**options: object) -> Scene:
+        folder = tmp_path / str(len(scenes))
+        scenes.append(Scene(broker.bootstrap_servers, folder, **options))  # type: ignore[arg-type]
+        return scenes[-1]
+
+    yield create
+    for played in scenes:
+        played.end()

@@ -237,24 +237,36 @@ def judge_after_broker_kill(played: Scene) -> None:
     assert verdict.repeats == 0 or played.fleet.count("foreclick_position_mismatch_total") > 0, str(verdict)
 
 
-def test_killed_broker_changes_nothing(mortal_broker: Broker, mortal_scene: Scene) -> None:
+def test_killed_broker_changes_nothing(mortal_broker: Broker, mortal_scene: SceneFactory) -> None:
     """The broker is killed in the middle of transactions and started again; workers end or wait, and go on."""
-    first, second = mortal_scene.fleet.start("A"), mortal_scene.fleet.start("B")
-    mortal_scene.drive(4000, rate=400)
+    played = mortal_scene()
+    first, second = played.fleet.start("A"), played.fleet.start("B")
+    played.drive(4000, rate=400)
     first.await_line("opened")
     second.await_line("opened")
     mortal_broker.kill()
     mortal_broker.restart()
-    judge_after_broker_kill(mortal_scene)
+    judge_after_broker_kill(played)
 
 
-def test_power_cut_changes_nothing(mortal_broker: Broker, mortal_scene: Scene) -> None:
+def test_power_cut_changes_nothing(mortal_broker: Broker, mortal_scene: SceneFactory) -> None:
     """Broker and workers are killed together and started again."""
-    first, second = mortal_scene.fleet.start("A"), mortal_scene.fleet.start("B")
-    mortal_scene.drive(3000, rate=400)
+    played = mortal_scene()
+    first, second = played.fleet.start("A"), played.fleet.start("B")
+    played.drive(3000, rate=400)
     first.await_line("opened")
     second.await_line("opened")
     mortal_broker.kill()
-    mortal_scene.fleet.kill()
+    played.fleet.kill()
     mortal_broker.restart()
-    judge_after_broker_kill(mortal_scene)
+    judge_after_broker_kill(played)
+
+
+def test_forgotten_transaction_is_never_published(mortal_scene: SceneFactory) -> None:
+    """Records of an open transaction that the coordinator has forgotten are closed as aborted by the cleanse."""
+    played = mortal_scene()
+    lived(played)
+    played.forget_transaction([played.round.predictions, played.round.changelog])
+    played.drive(500)
+    played.fleet.start("A")
+    played.assert_exact()

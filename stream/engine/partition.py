@@ -306,8 +306,13 @@ class Partition:
 
     # ------------------------------------------------------------------ close
 
-    async def close(self, transaction_s: float) -> None:
-        """Step 9. ``transaction_s``: how long the open transaction may take to end before the process does."""
+    async def close(self, transaction_s: float, tidy: bool = False) -> None:
+        """Step 9.
+
+        Args:
+            transaction_s: how long the open transaction may take to end before the process does.
+            tidy: the worker stops; there is time to leave small files.
+        """
         self.closing = True
         self._arrived.set()
         if self._task is not None:
@@ -320,5 +325,5 @@ class Partition:
                 self._end_process(f"{self.topic}[{self.number}] while closing", error)
         self._probe("closing")
         self.state = State.CLOSED
-        self.store.close()
+        self.store.close(tidy=tidy)
         await self.log.close()

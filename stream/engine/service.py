@@ -155,7 +155,7 @@ class Engine(Service):
     async def on_stop(self) -> None:
         self._closing = True
         try:
-            await self.revoke("stopping")
+            await self.revoke("stopping", tidy=True)
             # Everything is committed: what a goodbye can still lose is the session timeout of the next owner.
             for client in (self._consumer, self._offsets):
                 if client is not None:
@@ -224,7 +224,7 @@ class Engine(Service):
             probe=self._probe,
         )
 
-    async def revoke(self, why: str) -> None:
+    async def revoke(self, why: str, tidy: bool = False) -> None:
         """Close every partition: all are marked first, so that none begins another micro-batch."""
         parts = list(self.parts.values())
         if not parts:
@@ -233,7 +233,7 @@ class Engine(Service):
         for part in parts:
             part.closing = True
         transaction_s = 0.6 * self.settings.kafka.session_timeout_ms / 1000
-        await asyncio.gather(*(part.close(transaction_s) for part in parts))
+        await asyncio.gather(*(part.close(transaction_s, tidy) for part in parts))
         self.parts.clear()
         for part in parts:
             self._metrics.forget(part.number)

@@ -31,6 +31,7 @@ _I64 = struct.Struct("<q")
 
 WRITE_BUFFER_BYTES = 8 << 20
 BLOCK_CACHE_BYTES = 8 << 20
+TIDY_BYTES = 64 << 20
 
 
 class Store:
@@ -160,13 +161,19 @@ class Store:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.open()
 
-    def close(self, flush: bool = True) -> None:
-        """Flush and release the lock; a second call does nothing."""
+    def close(self, flush: bool = True, tidy: bool = False) -> None:
+        """Flush and release the lock; a second call does nothing.
+
+        ``tidy`` leaves one copy of each row instead of the newest beside older ones that wait for compaction. Only
+        small stores are tidied (some 100 ms), and only when the worker stops: a rebalance must be quick.
+        """
         database, self._db = self._db, None
         if database is None:
             return
         if flush:
             database.flush()
+        if tidy and int(database.property_int_value("rocksdb.total-sst-files-size") or 0) < TIDY_BYTES:
+            database.compact_range(None, None)
         database.close()
 
 

@@ -183,7 +183,7 @@ class SimulatedStore:
     def crash(self) -> None:
         self.rows = dict(self.flushed)
 
-    def close(self, flush: bool = True) -> None:
+    def close(self, flush: bool = True, tidy: bool = False) -> None:
         if flush and self.is_open:
             self.flush()
         self.is_open = False

@@ -37,7 +37,7 @@ def _keep_freed_memory() -> None:
 class StepEngine:
     """Advances users' states by the events of a micro-batch and says what comes next.
 
-    Call ``step`` from one thread only: it limits torch to ``threads`` threads there. It holds the interpreter lock
+    Call ``step`` one call at a time: it limits torch to ``threads`` threads there. It holds the interpreter lock
     only between array operations.
     """
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     kills = options.rounds // 3 if options.broker_kills is None else min(options.broker_kills, options.rounds)
     killing = set(random.Random(options.seed).sample(range(options.rounds), kills))
     shape = Shape(seconds=options.seconds, rate=options.rate, planted=options.planted)
+    # An order to stop is an exception like Ctrl-C's, so that workers and broker are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="foreclick-chaos-"))
     outcomes: list[Outcome] = []
     with Broker(data_dir=folder / "broker") as broker:
@@ -48,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{options.planted} was caught in round {number + 1}", flush=True)
                 break
     print(totals(outcomes), flush=True)
+    if all(outcome.clean for outcome in outcomes):
+        shutil.rmtree(folder, ignore_errors=True)
     caught = any(not outcome.clean for outcome in outcomes)
     return int(not caught if options.planted else caught)
 

@@ -18,6 +18,7 @@ import random
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -316,8 +317,17 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
     return app
 
 
+def end_with_parent() -> None:
+    """Nobody is left behind when the test or the rounds are killed."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(INJECTED_EXIT)
+
+
 def main() -> None:
     """Run the worker as `faust -A ... worker` would."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     app = create_app(parse(sys.argv[1:]))
     sys.argv = [sys.argv[0], "worker", "-l", "error", "--without-web"]
     app.main()

@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         5.0, ge=0, description="counted from the oldest event; merges partitions"
     )
     partition_wait_ms: float = Field(
-        8.0, ge=0, description="a fuller transaction costs the broker less than two"
+        15.0, ge=0, description="a fuller transaction costs the broker less than two"
     )
     queue_size: int = Field(
         8192, ge=1, description="events waiting in a partition before its reading is paused"

@@ -33,6 +33,8 @@ logger = structlog.get_logger("foreclick.engine")
 IDLE_POLL_MS = 200
 OPENING_POLL_MS = 20
 GOODBYE_S = 5.0
+FEW_RECORDS = 512
+REST_S = 0.005
 
 
 class EngineMetrics:
@@ -277,6 +279,10 @@ class Engine(Service):
                     f"{source.topic}[{source.partition}] answered offset {records[0].offset} at {part.fetched}."
                 )
             part.put(Chunk(records, part.fetched, records[-1].offset + 1))
+        if 0 < sum(map(len, fetched.values())) < FEW_RECORDS:
+            # aiokafka asks again as soon as a partition is read empty; at some thousand events a second that was a
+            # thousand requests of a record or two, and the broker's main cost. Reading a little later takes more.
+            await asyncio.sleep(REST_S)
 
     def _steer(self) -> bool:
         """Open what is verified, pause what is full, resume what has drained; whether any is still on its way."""

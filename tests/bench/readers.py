@@ -122,7 +122,13 @@ class Reader(threading.Thread):
         self.arrived_s: dict[tuple[int, int], float] = {}
         self._ended = threading.Event()
         self._consumer = consumer_of(
-            client, **{"isolation.level": isolation, "fetch.wait.max.ms": 5, "check.crcs": False}
+            client,
+            **{
+                "isolation.level": isolation,
+                "fetch.wait.max.ms": 5,
+                "fetch.min.bytes": 65536,
+                "check.crcs": False,
+            },
         )
         ends = ends_of(self._consumer, topic)
         self._consumer.assign([TopicPartition(topic, number, end) for number, end in ends.items()])

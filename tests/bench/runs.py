@@ -42,8 +42,8 @@ def _all(ground: Bed) -> dict[str, float]:
     with ground.worker(settings) as worker:
         figures = pipeline.measure(ground, settings, worker)
         figures |= latency.measure(ground, settings, worker)
-    pipeline.footprint(ground, settings)
-    figures |= restore.run(ground) | stock.run(ground) | model.run(ground.model)
+    footprint = pipeline.footprint(ground, settings)
+    figures |= restore.run(ground) | footprint | stock.run(ground) | model.run(ground.model)
     figures = _with_ratio(figures)
     table("summary", ("figure", "value"), [(key, figures[key]) for key in KEYS if key in figures])
     return figures

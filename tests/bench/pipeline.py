@@ -94,5 +94,4 @@ def run(bed: Bed) -> dict[str, float]:
     fill(bed, settings, "pipeline", bed.sizes.events)
     with bed.worker(settings) as worker:
         figures = measure(bed, settings, worker)
-    footprint(bed, settings)
-    return figures
+    return figures | footprint(bed, settings)

@@ -52,7 +52,7 @@ $(STAMP): requirements.lock pyproject.toml
 # After a change of dependencies in pyproject.toml. Versions already locked stay unless --upgrade is in ARGS.
 lock: $(STAMP)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-header \
-	  --no-annotate --no-emit-index-url --no-emit-find-links $(ARGS) --output-file requirements.lock pyproject.toml
+	  --no-annotate $(ARGS) --output-file requirements.lock pyproject.toml
 
 # What was made by running things; .venv stays, as it takes minutes to make again.
 clean:

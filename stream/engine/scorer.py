@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from stream.batching import Batching, Release
 
@@ -78,10 +78,6 @@ class Scorer(Generic[Q, R]):
             self._task.cancel()
             await asyncio.wait([self._task])
         self._thread.shutdown(wait=True)
-
-    async def in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Run something in the model's own thread, between two steps (loading a model, say)."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     async def score(self, request: Q, events: int) -> R:
         """Hand in and wait for the result; an error of the step is raised in every partition that took part."""

@@ -39,8 +39,12 @@ class TrainingLog:
 
     def of_users(self, first: int, end: int) -> Columns:
         """Events of the users whose share is in [first, end), rows numbered anew from 0."""
-        share = self.shares()[self.columns["row"]]
-        part = take(self.columns, np.flatnonzero((share >= first) & (share < end)))
+        share = self.shares()
+        return self.part((share >= first) & (share < end))
+
+    def part(self, users: NDArray[np.bool_]) -> Columns:
+        """Events of the users that a mask names (one a row), rows numbered anew from 0."""
+        part = take(self.columns, np.flatnonzero(users[self.columns["row"]]))
         starts = part["wave"] == 0
         part["row"] = (np.cumsum(starts) - 1).astype(np.int32)
         return part

@@ -1,0 +1,91 @@
+"""What each head is asked, in nats an event, and how the heads are weighed against each other.
+
+Every event counts once, whatever the length of its user's history; a head is silent where its answer is unknown.
+"""
+
+from __future__ import annotations
+
+from math import atanh, log
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.network import Network
+from models.sequences import Reading, Sequences
+
+# How much each head counts when training starts, and always in the decision when to stop.
+WEIGHTS = {"action": 1.0, "category": 0.3, "gap": 0.3, "purchase": 0.5}
+# Learned weights stay between exp(-3) and exp(3): a head whose loss goes to zero, or below for a density, would
+# otherwise drown the others.
+MOST_LOG_WEIGHT = 3.0
+DROPOUT = 0.1
+
+
+class HeadWeights(nn.Module):
+    """The weight of each head, learned as the uncertainty of its answers.
+
+    Source: Kendall, Gal & Cipolla (2018): the sum over heads of exp(-s) x nats + s / 2, an answer each; s is bounded
+    here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        start = [atanh(-log(weight) / MOST_LOG_WEIGHT) for weight in WEIGHTS.values()]
+        self.raw_H = nn.Parameter(torch.tensor(start))
+
+    def forward(self, terms: dict[str, Tensor], events: int) -> Tensor:
+        """The loss an event.
+
+        Args:
+            terms: of ``head_terms``.
+            events: that the terms are of; a head's term has fewer values where it is silent.
+        """
+        s_H = MOST_LOG_WEIGHT * torch.tanh(self.raw_H)
+        total = s_H.new_zeros(())
+        for s, name in zip(s_H, WEIGHTS, strict=True):
+            total = total + torch.exp(-s) * terms[name].sum() + 0.5 * s * len(terms[name])
+        return total / events
+
+    def as_dict(self) -> dict[str, float]:
+        """The weights now."""
+        s_H = MOST_LOG_WEIGHT * torch.tanh(self.raw_H.detach())
+        return {name: round(float(torch.exp(-s)), 4) for s, name in zip(s_H, WEIGHTS, strict=True)}
+
+
+def stopping_loss(nats: dict[str, float]) -> float:
+    """What early stopping watches: the tuning users' nats an event of each head, with fixed weights.
+
+    Learned weights would move the goal while it is aimed at.
+    """
+    return sum(weight * nats[name] for name, weight in WEIGHTS.items())
+
+
+def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str, Tensor]:
+    """Nats of each head, one value for each event of the reading whose answer is known."""
+    heads, event_N = network.heads, reading.event_N
+    before_NH = functional.dropout(reading.before_NH, DROPOUT, network.training)
+    after_NH = functional.dropout(reading.after_NH, DROPOUT, network.training)
+    codes_NW = part.codes_before_NW[event_N]
+    held_NW = codes_NW != 0
+    out = heads.read(heads.small(before_NH), held_NW, held_NW.any(dim=1))
+    action = functional.cross_entropy(out.action_NA, part.action_N[event_N], reduction="none")
+
+    named = part.code_N[event_N] != 0
+    vocabulary, pointer = heads.mix(heads.category(before_NH), out.slot_NW, part.index_before_NW[event_N])
+    pointed = codes_NW == part.code_N[event_N, None]
+    by_vocabulary = vocabulary.gather(1, part.index_N[event_N, None])[:, 0]
+    probability = (1 - out.share_N) * by_vocabulary + out.share_N * (pointer * pointed).sum(dim=1)
+    category = -torch.log(probability.clamp_min(1e-9))[named]
+
+    # Gap and purchase do not look at the window: which one is given does not matter.
+    later = heads.read(heads.small(after_NH), held_NW, held_NW.any(dim=1))
+    log_gap, follows = part.log_gap_N[event_N], part.follows_N[event_N]
+    silent = -torch.log(later.gap.survival(log_gap).clamp_min(1e-9))
+    gap = torch.where(follows, -later.gap.log_likelihood(log_gap), silent)
+
+    known = part.purchase_known_N[event_N]
+    purchase = functional.binary_cross_entropy_with_logits(
+        later.purchase_N[known], part.purchase_N[event_N][known], reduction="none"
+    )
+    return {"action": action, "category": category, "gap": gap, "purchase": purchase}

@@ -1,0 +1,172 @@
+"""A model and a log brought together to be measured: read, folded as the worker folds, split by user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.columns import Columns
+from models.evaluation.answers import Answers
+from models.evaluation.comparison import Comparison, add_baselines, compare_model, purchase_threshold
+from models.evaluation.predictions import predictions_of
+from models.registry import Artefact, load_artefact
+from models.runtime import StepEngine
+from models.split import Split, split_of
+from stream.errors import ConfigurationError, InputFileError
+from stream.files import read_log
+from stream.sessions import FoldRules
+from stream.settings import Settings
+from stream.training_log import training_log
+
+
+@dataclass(frozen=True)
+class Read:
+    """A checked model and the users of a log on whom it is measured.
+
+    ``columns``: of the measured users; ``crossed``: these are all users of the log.
+    """
+
+    artefact: Artefact
+    split: Split
+    columns: Columns
+    bounds: tuple[int, int] | None
+    crossed: bool
+    format: str
+    gap_unit_s: float
+    notes: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        """What the model is called beside the baselines: its architecture."""
+        return str(self.artefact.manifest["architecture"]["kind"])
+
+    def described(self) -> dict[str, Any]:
+        """What was measured, for programs."""
+        return {
+            "model": {
+                "name": self.artefact.name,
+                "version": self.artefact.version,
+                "sha256": self.artefact.manifest["weights"]["sha256"],
+                "entry": self.method,
+            },
+            "file": ", ".join(self.split.log.files),
+            "sha256": self.split.log.digest,
+            "format": self.format,
+            "split": "all" if self.crossed else "test",
+            "bounds": self.bounds,
+            "users": int((self.columns["wave"] == 0).sum()),
+            "events": len(self.columns["row"]),
+            "gap_unit_s": self.gap_unit_s,
+        }
+
+
+def read_for(
+    model: Path, file: str, settings: Settings, *, split: str, bounds: str | None, **options: Any
+) -> Read:
+    """Load a model, and the users of a log on whom it can be measured.
+
+    Args:
+        model: folder.
+        file: a log; ``options`` are those of ``stream.files.read_log``.
+        settings: limits of sessions and lateness.
+        split: ``test`` or ``all``.
+        bounds: two shares ``a,b``; None takes those that the model was trained with.
+
+    Raises:
+        ConfigurationError: an unknown split, or bounds that nobody knows.
+        InputFileError: no events, or no test users.
+        ArtefactError: the model is missing or damaged.
+    """
+    if split not in ("test", "all"):
+        raise ConfigurationError(f"--split {split!r} is unknown. Use test, or all for a log of other users.")
+    artefact = load_artefact(model)
+    shares = parsed_bounds(bounds) if bounds else tuple(artefact.manifest["training"].get("bounds", ()))
+    if split == "test" and len(shares) != 2:
+        raise ConfigurationError(
+            f"Model {artefact.name}/{artefact.version} does not say on which users it was trained. Give --bounds as "
+            f"for its training, or --split all if the log is of other users."
+        )
+    read = read_log(file, **options)
+    rules = FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000)
+    log = training_log([read], rules, artefact.features.utc_offset_s, artefact.actions)
+    parts = split_of(log, shares if split == "test" else (0, 0))
+    columns = parts.test if split == "test" else log.columns
+    if not len(columns["row"]):
+        raise InputFileError(
+            f"{read.name} has no test users: none of its {len(log.user_ids)} has crc32(user) % 100 from {shares[1]} "
+            f"on. Give other --bounds, or --split all if the model was not trained on this log."
+        )
+    notes = []
+    known = len(artefact.actions) - 1
+    other = int((columns["action"] == known).sum())
+    if other:
+        notes.append(
+            f"{other} of {len(columns['row'])} events have an action that the model does not know; they count as "
+            f"`other`."
+        )
+    if split == "all" and log.digest == artefact.manifest["training"].get("sha256"):
+        notes.append(
+            "This is the log that the model was trained on: with --split all its figures are not of unseen users. "
+            "Use --split test."
+        )
+    return Read(
+        artefact=artefact,
+        split=parts,
+        columns=columns,
+        bounds=(shares[0], shares[1]) if split == "test" else None,
+        crossed=split == "all",
+        format=read.format,
+        gap_unit_s=1.0,
+        notes=tuple(notes),
+    )
+
+
+def parsed_bounds(text: str) -> tuple[int, int]:
+    """Two shares out of ``a,b``.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ConfigurationError(f"--bounds {text!r} is not two whole numbers. Write for example 60,70.")
+    fit, tune = int(parts[0]), int(parts[1])
+    if not 0 < fit < tune < 100:
+        raise ConfigurationError(
+            f"--bounds {text} must be two shares with 0 < fit < tune < 100, for example 60,70: users from the second "
+            f"on are measured."
+        )
+    return fit, tune
+
+
+def evaluated(
+    read: Read,
+    settings: Settings,
+    *,
+    with_baselines: bool,
+    advance: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Run the model as the worker would, measure it and, if asked, the baselines."""
+    engine = StepEngine(read.artefact, device=settings.device)
+    purchase = read.split.purchase_code
+    made = predictions_of(engine, read.columns, advance)
+    answers = Answers(read.columns, purchase, read.gap_unit_s)
+    threshold, how = None, "on the measured users of the other folds (five)"
+    if "purchase" not in answers.missing and len(read.split.tune["row"]):
+        tuned = predictions_of(engine, read.split.tune)
+        threshold = purchase_threshold(Answers(read.split.tune, purchase), tuned.purchase)
+        if threshold is not None:
+            how = f"on the tuning users: {threshold:.4f}"
+    comparison = compare_model(read.method, answers, made, threshold)
+    comparison.notes += read.notes
+    if "purchase" not in answers.missing:
+        comparison.notes.append(
+            f"Precision and recall of purchase: {read.method} at the threshold of the greatest F1 {how}; baselines at "
+            f"that of the measured users of the other folds."
+        )
+    if with_baselines:
+        add_baselines(comparison, read.split, read.crossed, tell)
+    return comparison

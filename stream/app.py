@@ -13,6 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import faust
@@ -21,9 +23,11 @@ from faust.app.base import BootStrategy
 
 from models.errors import ForeclickError
 from stream.broker.topics import describe
+from stream.clicks_stage import clicks_work
 from stream.engine import requirements
 from stream.engine.exit import end_process
 from stream.engine.kafka_log import TopicSet
+from stream.engine.model_watch import ModelWatch
 from stream.engine.partition import State
 from stream.engine.scorer import Scorer
 from stream.engine.service import Engine, Plan
@@ -34,8 +38,11 @@ from stream.formats import record_adapter
 from stream.health import Health, readiness
 from stream.logs import configure_logs
 from stream.metrics import Metrics
+from stream.model_exchange import ModelExchange
+from stream.model_step import ScoreRequest, ServedModel, step
+from stream.partition_names import MODEL_KEY, NAME_KEY, PartitionNames
 from stream.rows import read
-from stream.scoring import NAME_KEY, CategoryNames, ClicksWork, ModelStep, ScoreRequest, clicks_work
+from stream.scoring import ClicksWork
 from stream.sessions import NameCodes
 from stream.settings import Kafka, Settings, load_settings
 
@@ -54,7 +61,11 @@ class Clicks:
             settings.http, ready=self.ready, metrics=self.metrics_text, state=self.state, stats=self.stats
         )
         self.scorer: Scorer[ScoreRequest, Any] | None = None
-        self.step: Any = None
+        self.models = ModelExchange(
+            settings, load_model, told=self.metrics.activated, exchanged=self.exchanged
+        )
+        self.watch = ModelWatch(settings.kafka, settings.control_topic)
+        self._watching: asyncio.Task[None] | None = None
 
     async def prepare(self) -> Plan:
         """Listen for operators, check the topics, load the model; then the group may be joined."""
@@ -62,11 +73,9 @@ class Clicks:
         settings = self.settings
         logger.info("settings", **settings.described())
         topics = await asyncio.to_thread(topic_set, settings)
-        artefact, self.step = await asyncio.to_thread(load_model, settings)
-        self.metrics.use_model(artefact.name, artefact.version)
-        self.metrics.degraded.set(self.step.degraded)
+        await self.models.begin(await self.watch.start())
         self.scorer = Scorer(
-            ModelStep(self.step),
+            step,
             max_batch_size=settings.max_batch_size,
             max_batch_wait_s=settings.max_batch_wait_ms / 1000,
             joining=self.engine.joining,
@@ -75,11 +84,13 @@ class Clicks:
         self.scorer.start()
         self.not_loaded = None
         spare_the_collector()
+        self._watching = asyncio.create_task(self._follow(), name="models")
+        served = self.models.served
         logger.info(
             "model loaded",
-            model=artefact.name,
-            version=artefact.version,
-            device=self.step.device_name,
+            model=served.artefact.name,
+            version=served.artefact.version,
+            device=served.engine.device_name,
             http=f"http://{settings.http.host}:{self.health.port}",
         )
         codes = NameCodes()
@@ -87,17 +98,18 @@ class Clicks:
 
         async def score(request: ScoreRequest) -> Any:
             assert self.scorer is not None
-            return await self.scorer.score(request, request.events)
+            return await self.scorer.score(request, request.work)
 
         def make_work(partition: int, store: Store) -> ClicksWork:
+            remembered = chain(store.reserved(NAME_KEY), store.reserved(MODEL_KEY))
             return clicks_work(
                 settings,
-                artefact,
+                lambda: self.models.served,
                 topic=topics.source,
                 topic_id=topics.source_id,
                 partition=partition,
                 score=score,
-                seen_names=CategoryNames.stored(store.reserved(NAME_KEY)),
+                names=PartitionNames(remembered),
                 codes=codes,
                 adapt=adapt,
                 observe=self.metrics.committed,
@@ -105,7 +117,22 @@ class Clicks:
 
         return Plan(topics, make_work)
 
+    async def _follow(self) -> None:
+        try:
+            async for records in self.watch.follow():
+                await self.models.follow(records)
+        except Exception as error:
+            end_process("watching for another model", error)
+
+    def exchanged(self, served: ServedModel) -> None:
+        """Tell the metrics which model scores from now on."""
+        self.metrics.use_model(served.artefact.name, served.artefact.version)
+        self.metrics.degraded.set(served.engine.degraded)
+
     async def release(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await self.watch.stop()
         if self.scorer is not None:
             await self.scorer.stop()
         await self.health.stop()
@@ -125,7 +152,7 @@ class Clicks:
         )
 
     def metrics_text(self) -> bytes:
-        self.metrics.degraded.set(self.step is not None and self.step.degraded)
+        self.metrics.degraded.set(self.models.loaded and self.models.served.engine.degraded)
         return self.metrics.text()
 
     def state(self, user: str) -> dict[str, Any] | None:
@@ -141,6 +168,7 @@ class Clicks:
         """Where every partition stands, and where the worker's time went."""
         engine = self.engine
         return {
+            "model": self.models.served.label if self.models.loaded else None,
             "partitions": {
                 part.number: {
                     "state": part.state.value,
@@ -183,13 +211,17 @@ def spare_the_collector() -> None:
     gc.set_threshold(200_000, 20, 20)
 
 
-def load_model(settings: Settings) -> tuple[Any, Any]:
-    """The artefact and a step engine over it, verified."""
+def load_model(folder: Path | None, device: str) -> ServedModel:
+    """A verified artefact and a step engine over it; without a folder the bundled one.
+
+    Raises:
+        ModelError: it cannot be served; the message says why.
+    """
     from models.registry import bundled, load_artefact
     from models.runtime import StepEngine
 
-    artefact = load_artefact(settings.model or bundled())
-    return artefact, StepEngine(artefact, device=settings.device)
+    artefact = load_artefact(folder or bundled())
+    return ServedModel(artefact, StepEngine(artefact, device=device))
 
 
 def topic_set(settings: Settings) -> TopicSet:
@@ -205,7 +237,7 @@ def topic_set(settings: Settings) -> TopicSet:
         settings.predictions_topic,
         settings.dead_letters_topic,
     ]
-    found = {name: describe(client, name) for name in names}
+    found = {name: describe(client, name) for name in [*names, settings.control_topic]}
     source, changelog = found[settings.clicks_topic], found[settings.changelog_topic]
     if source.partitions != changelog.partitions:
         raise TopicError(

@@ -115,6 +115,11 @@ class Metrics(EngineMetrics):
             "foreclick_commit_duration_seconds", "Receipt of chunks to commit", registry=registry
         )
         self._model_info = gauge("model_info", "The model in use", ("model", "version"))
+        self.activations = counter(
+            "model_activations_total", "Activations that were asked of this worker", ("result",)
+        )
+        for result in ("activated", "refused"):
+            self.activations.labels(result)
         self.state_rows = gauge("state_rows", "Rows in the local stores, estimated")
         self._lag = gauge("consumer_lag_records", "Records not yet committed", ("partition",))
         self.owned = gauge("partitions_owned", "Partitions that the group gave to this worker")
@@ -127,6 +132,10 @@ class Metrics(EngineMetrics):
         self._model_info.clear()
         self._model_info.labels(model, version).set(1)
         self._inference_of_model = self._inference.labels(model, version)
+
+    def activated(self, result: str) -> None:
+        """An activation was ``activated`` or ``refused``."""
+        self.activations.labels(result).inc()
 
     def committed(self, counts: Counts, received_s: float, committed_s: float) -> None:
         """Step 9 of a micro-batch."""

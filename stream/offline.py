@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from models.registry import Artefact
 from models.runtime import StepEngine
+from stream.clicks_stage import clicks_work
 from stream.errors import BrokenInvariant
 from stream.files import FileRecord
 from stream.formats import adapt_object
-from stream.scoring import ModelStep, ScoreRequest, clicks_work
+from stream.model_step import ScoreRequest, ServedModel, step
 from stream.settings import Settings
 from stream.stage import Message, Rendered
 
@@ -69,13 +70,19 @@ def score_batches(
         Messages by topic, rows and counts, as the worker would have committed them. Nothing is ahead of the clock:
         a file has no clock, so no event is rejected as ``future``.
     """
-    model = ModelStep(step_engine)
+    served = ServedModel(artefact, step_engine)
 
     async def score(request: ScoreRequest) -> Any:
-        return model([request])[0]
+        return step([request])[0]
 
     work = clicks_work(
-        settings, artefact, topic=topic, topic_id=topic_id, partition=partition, score=score, adapt=adapt
+        settings,
+        lambda: served,
+        topic=topic,
+        topic_id=topic_id,
+        partition=partition,
+        score=score,
+        adapt=adapt,
     )
     rows: dict[bytes, bytes] = {}
     remaining = iter(records)

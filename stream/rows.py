@@ -24,10 +24,11 @@ from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.errors import DamagedRow
 
-__all__ = ["ENTRY_BYTES", "RING", "VERSION", "RowLayout", "read"]
+__all__ = ["ENTRY_BYTES", "RING", "VERSION", "RowLayout", "fingerprint_of", "read"]
 
 VERSION: Final = 1
 #: How many event ids of a user are remembered to drop repeats.
@@ -124,13 +125,16 @@ class RowLayout:
         blank = self._blank
         filled = [blank if raw is None else raw for raw in raws]
         if not set(map(len, filled)) <= {self.size}:
-            filled = [raw if len(raw) == self.size else self._upgraded(raw) for raw in filled]
+            odd = [index for index, raw in enumerate(filled) if len(raw) != self.size]
+            upgraded = self.pack(self.upgraded([filled[index] for index in odd]))
+            for index, raw in zip(odd, upgraded, strict=True):
+                filled[index] = raw
         rows = np.frombuffer(bytearray().join(filled), dtype=self.dtype)
         foreign = (_as_bytes(rows)[:, : len(self._header)] != np.frombuffer(self._header, np.uint8)).any(
             axis=1
         )
-        for index in np.flatnonzero(foreign).tolist():
-            rows[index] = np.frombuffer(self._upgraded(filled[index]), dtype=self.dtype)[0]
+        if foreign.any():
+            rows[foreign] = self.upgraded([filled[index] for index in np.flatnonzero(foreign).tolist()])
         return rows
 
     def pack(self, rows: np.ndarray) -> list[bytes]:
@@ -138,18 +142,44 @@ class RowLayout:
         # The items of a raw (void) array are bytes, made in one pass without a copy of the whole.
         return np.ascontiguousarray(rows).view(f"V{self.size}").tolist()
 
-    def _upgraded(self, raw: bytes) -> bytes:
-        layout = _layout_of(raw)
-        old = np.frombuffer(raw, dtype=layout.dtype)
-        new = self.blank(1)
-        new["window_count"] = kept = min(self.window, int(old["window_count"][0]))
+    def upgraded(
+        self, raws: Sequence[bytes], code_of: NDArray[np.uint8] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.void]]:
+        """Read rows of any layouts into this one, as ``unpack`` does for those that need it.
+
+        Args:
+            raws: rows as they are stored.
+            code_of: the code here of each action code of the old rows, which are then all of one vocabulary. None:
+                the vocabularies begin alike; what only one of them has, and the old ``other``, is ``other``.
+        """
+        by_layout: dict[RowLayout, list[int]] = {}
+        for index, raw in enumerate(raws):
+            by_layout.setdefault(_layout_of(raw), []).append(index)
+        rows = self.blank(len(raws))
+        for layout, indices in by_layout.items():
+            old = np.frombuffer(b"".join([raws[index] for index in indices]), dtype=layout.dtype)
+            rows[indices] = self._from(layout, old, code_of)
+        return rows
+
+    def _from(self, layout: RowLayout, old: np.ndarray, code_of: NDArray[np.uint8] | None) -> np.ndarray:
+        new = self.blank(len(old))
+        new["window_count"] = np.minimum(self.window, old["window_count"])
+        shared = min(self.window, layout.window)
+        held = np.arange(-shared, 0) >= -new["window_count"].astype(np.int64)[:, None]
         for name in new.dtype.names or ():
-            if name in _WINDOW_FIELDS and kept:
-                new[name][0, -kept:] = old[name][0, -kept:]
+            if name in _WINDOW_FIELDS:
+                new[name][:, -shared:] = np.where(held, old[name][:, -shared:], 0)
             elif name in _COPIED or (name in _MODEL_FIELDS and layout.state_width == self.state_width):
                 new[name] = old[name]
-        _copy_actions(old[0], new[0])
-        return new.tobytes()
+        if code_of is None:
+            code_of = np.full(layout.n_actions, self.n_actions - 1, np.uint8)
+            alike = min(layout.n_actions, self.n_actions) - 1
+            code_of[:alike] = np.arange(alike)
+        _move_actions(old, new, code_of)
+        new["w_action"][:, -shared:] = np.where(
+            held, code_of.take(old["w_action"][:, -shared:], mode="clip"), 0
+        )
+        return new
 
 
 def _as_bytes(rows: np.ndarray) -> np.ndarray:
@@ -157,15 +187,26 @@ def _as_bytes(rows: np.ndarray) -> np.ndarray:
     return rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
 
 
-def _copy_actions(old: np.void, new: np.void) -> None:
-    """Copy counts of actions that both vocabularies have; the rest, the old ``other`` too, is ``other``."""
-    shared = min(len(old["action_life"]), len(new["action_life"])) - 1
-    for name, most in (("action_session", 2**16 - 1), ("action_life", 2**32 - 1)):
-        new[name][:shared] = old[name][:shared]
-        new[name][-1] = min(most, int(old[name][shared:].sum(dtype=np.int64)))
-    new["action_last_s"][:shared] = old["action_last_s"][:shared]
-    new["action_last_s"][-1] = old["action_last_s"][shared:].max()
-    new["w_action"][new["w_action"] >= shared] = len(new["action_life"]) - 1
+def _move_actions(old: np.ndarray, new: np.ndarray, code_of: NDArray[np.uint8]) -> None:
+    """Counts and times of each old action to its code in the new rows; several that meet are added up."""
+    counts = {name: np.zeros(new[name].shape, np.int64) for name in ("action_session", "action_life")}
+    for before, code in enumerate(code_of.tolist()):
+        for name, sums in counts.items():
+            sums[:, code] += old[name][:, before]
+        # A time means something only beside a count.
+        known = np.where(old["action_life"][:, before] > 0, old["action_last_s"][:, before], 0)
+        new["action_last_s"][:, code] = np.maximum(new["action_last_s"][:, code], known)
+    for name, sums in counts.items():
+        new[name] = np.minimum(sums, np.iinfo(new[name].dtype).max)
+
+
+def fingerprint_of(raw: bytes) -> int:
+    """The weights that made a stored row's state vector, whatever its layout.
+
+    Raises:
+        DamagedRow: as ``RowLayout.unpack``.
+    """
+    return int(np.frombuffer(raw, dtype=_layout_of(raw).dtype)["fingerprint"][0])
 
 
 @lru_cache(maxsize=64)

@@ -7,9 +7,8 @@ user's row and what follows begins a blank one, so a micro-batch may hold two li
 from __future__ import annotations
 
 import base64
-import struct
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,32 +16,28 @@ import numpy as np
 from models.vocabulary import ActionVocabulary
 from stream.dead_letters import REPLAYED_HEADER, dead_letter
 from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
+from stream.model_step import ScoreRequest, ServedModel, part_of
 from stream.outputs import PredictionRenderer
-from stream.rows import RowLayout
+from stream.partition_names import PartitionNames
+from stream.rows import RowLayout, fingerprint_of
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules, NameCodes, columns_of, fold, rebuild_columns
-from stream.settings import Settings
 from stream.stage import Message, Rendered, Row
 
-NAME_KEY = b"\0c"  # + u32 code: the name of a category, so that predictions can name it after a restart
-_CODE = struct.Struct("<I")
-MAX_NAMES = 100_000  # a partition; later categories stay without a name and are left out of next_category
 
+@dataclass(frozen=True, slots=True)
+class PartitionModel:
+    """The model in use, with what one partition makes of it."""
 
-@dataclass(slots=True)
-class ScoreRequest:
-    """What a partition hands to the model: B rows and M events, see ``models.runtime.StepEngine.step``.
-
-    ``stale`` are rows whose state vector another model made: they are rebuilt from their windows first.
-    """
-
-    state: np.ndarray
-    window_category: np.ndarray
-    columns: dict[str, np.ndarray]
-    stale: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
+    served: ServedModel
+    layout: RowLayout
+    fingerprint: np.uint64
+    renderer: PredictionRenderer
 
     @property
-    def events(self) -> int:
-        return len(self.columns["row"])
+    def actions(self) -> ActionVocabulary:
+        """The vocabulary that action codes of new rows are from."""
+        actions: ActionVocabulary = self.served.artefact.actions
+        return actions
 
 
 @dataclass(slots=True)
@@ -62,8 +57,12 @@ class DecodedClicks:
 
 @dataclass(slots=True)
 class FoldedClicks:
-    """Rows after the fold, what the model is asked, and names of categories to remember."""
+    """Rows after the fold, what the model is asked, and names to remember.
 
+    ``model`` is the one that was in use when the fold began: it alone scores and renders this micro-batch.
+    """
+
+    model: PartitionModel
     decoded: DecodedClicks
     rows: np.ndarray
     folded: Any
@@ -89,42 +88,15 @@ class Counts:
     timestamps_ms: np.ndarray
 
 
-@dataclass
-class CategoryNames:
-    """Names of the categories that a partition has seen and the model's vocabulary does not hold."""
-
-    vocabulary: Mapping[int, str]
-    seen: dict[int, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.all: dict[int, str] = {**self.vocabulary, **self.seen}
-
-    def learn(self, codes: np.ndarray, places: np.ndarray, events: Sequence[Event]) -> list[Row]:
-        """Remember the names of codes not seen before; the rows that make the changelog remember them too.
-
-        Args:
-            codes: of the categories, one for each place; 0 is none.
-            places: indices into ``events``.
-        """
-        new = set(codes.tolist()) - self.all.keys() - {0}
-        learned: list[Row] = []
-        for code in sorted(new):
-            name = events[places[int(np.argmax(codes == code))]].category_id
-            if name is not None and len(self.all) < MAX_NAMES:
-                self.all[code] = name
-                learned.append((NAME_KEY + _CODE.pack(code), name.encode()))
-        return learned
-
-    @staticmethod
-    def stored(entries: Iterable[tuple[bytes, bytes]]) -> dict[int, str]:
-        """Names out of a store's reserved entries."""
-        return {_CODE.unpack(key[len(NAME_KEY) :])[0]: value.decode() for key, value in entries}
-
-
 class ClicksWork:
     """The clicks stage of one partition; implements ``stream.stage.Work``.
 
+    Between two micro-batches another model may come into use; rows of other models are then read by their own
+    vocabulary, and their state vectors rebuilt, as their users come by.
+
     Args:
+        in_use: the model that the next micro-batch is scored with.
+        of_partition: what this partition makes of a model.
         score: hands a request to the model and waits: (request) -> StepResult.
         observe: told of each committed micro-batch, with the times of its receipt and its commit, Unix seconds.
     """
@@ -137,11 +109,9 @@ class ClicksWork:
         partition: int,
         predictions_topic: str,
         dead_letters_topic: str,
-        actions: ActionVocabulary,
-        layout: RowLayout,
-        fingerprint: int,
-        renderer: PredictionRenderer,
-        names: CategoryNames,
+        in_use: Callable[[], ServedModel],
+        of_partition: Callable[[ServedModel], PartitionModel],
+        names: PartitionNames,
         rules: FoldRules,
         codes: NameCodes,
         score: Callable[[ScoreRequest], Awaitable[Any]],
@@ -152,11 +122,11 @@ class ClicksWork:
     ):
         self._topic, self._partition = topic, partition
         self._predictions_topic, self._dead_letters_topic = predictions_topic, dead_letters_topic
-        self._actions, self._layout = actions, layout
-        self._fingerprint = np.uint64(fingerprint)
+        self._in_use, self._of_partition = in_use, of_partition
+        self._model = of_partition(in_use())
         self._epoch = topic_id[:8]
-        self._source_prefix = renderer.source_prefix.encode()
-        self._renderer, self._names, self._rules, self._codes = renderer, names, rules, codes
+        self._source_prefix = f"{readable_id(topic_id)}/{partition}".encode()
+        self._names, self._rules, self._codes = names, rules, codes
         self._score = score
         self._adapt = adapt
         self._every, self._user_vectors = every, user_vectors
@@ -222,37 +192,51 @@ class ClicksWork:
     # ------------------------------------------------------------------ step 4
 
     def fold(self, decoded: DecodedClicks, rows: list[bytes | None], now_ms: int | None) -> FoldedClicks:
+        if self._in_use() is not self._model.served:
+            self._model = self._of_partition(self._in_use())
+        model = self._model
         raws = list(rows)
         for slot in decoded.fresh:
             raws[slot] = None
-        unpacked = self._layout.unpack(raws)
+        unpacked = model.layout.unpack(raws)
         offsets = np.array([decoded.records[i].offset for i in decoded.event_records], np.int64)
         columns = columns_of(
             decoded.events,
             decoded.slots,
             offsets,
             decoded.replayed,
-            self._actions,
+            model.actions,
             self._codes,
             self._source_prefix,
         )
+        stale_rows = np.flatnonzero(
+            (unpacked["fingerprint"] != model.fingerprint) & (unpacked["window_count"] > 0)
+        )
+        stale = self._rebuild(model, unpacked, raws, stale_rows) if len(stale_rows) else None
         # Copies of what stood before the fold. (ascontiguousarray would keep the odd stride of a single row.)
         state = unpacked["state"].copy()
         window_category = unpacked["w_category"].copy()
-        stale_rows = np.flatnonzero(
-            (unpacked["fingerprint"] != self._fingerprint) & (unpacked["window_count"] > 0)
-        )
-        stale = self._rebuild(unpacked, stale_rows) if len(stale_rows) else None
-        folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(self._actions.names))
+        folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(model.actions))
         applied = folded.applied
-        names = self._names.learn(columns.category[applied], applied, decoded.events)
-        request = ScoreRequest(state, window_category, folded.columns, stale)
-        return FoldedClicks(decoded, unpacked, folded, request, names)
+        names = self._names.meet(model.served.artefact) if len(applied) else []
+        names += self._names.learn(columns.category[applied], applied, decoded.events)
+        request = ScoreRequest(model.served, state, window_category, folded.columns, stale)
+        return FoldedClicks(model, decoded, unpacked, folded, request, names)
 
-    def _rebuild(self, rows: np.ndarray, stale: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        blank, events = rebuild_columns(rows[stale], self._layout)
+    def _rebuild(
+        self, model: PartitionModel, rows: np.ndarray, raws: list[bytes | None], stale: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The events of the windows of rows that another model wrote, whose actions get this one's codes here."""
+        if not self._names.speak_alike(model.actions):
+            of_model: dict[int, list[int]] = {}
+            for place in stale.tolist():
+                of_model.setdefault(fingerprint_of(cast(bytes, raws[place])), []).append(place)
+            for fingerprint, places in of_model.items():
+                codes = self._names.action_codes(fingerprint, model.actions)
+                rows[places] = model.layout.upgraded([cast(bytes, raws[place]) for place in places], codes)
+        blank, events = rebuild_columns(rows[stale], model.layout)
         rules = FoldRules(self._rules.session_gap_ms, late_limit_ms=2**62, future_limit_ms=2**62)
-        return stale, fold(blank, events, rules, None, self._epoch, len(self._actions.names)).columns
+        return stale, fold(blank, events, rules, None, self._epoch, len(model.actions)).columns
 
     # ------------------------------------------------------------------ step 5
 
@@ -270,8 +254,8 @@ class ClicksWork:
         if len(applied):
             touched = np.unique(folded.request.columns["row"])
             folded.rows["state"] = scores.state
-            folded.rows["fingerprint"][touched] = self._fingerprint
-            packed = self._layout.pack(
+            folded.rows["fingerprint"][touched] = folded.model.fingerprint
+            packed = folded.model.layout.pack(
                 folded.rows[touched] if len(touched) < len(folded.rows) else folded.rows
             )
             for slot, raw in zip(touched.tolist(), packed, strict=True):
@@ -311,7 +295,7 @@ class ClicksWork:
         indices = applied.tolist()
         events = [decoded.events[i] for i in indices]
         records = [decoded.records[decoded.event_records[i]] for i in indices]
-        values, headers = self._renderer.render(
+        values, headers = folded.model.renderer.render(
             [event.user_id for event in events],
             [event.event_id for event in events],
             columns["event_time_ms"][chosen],
@@ -319,7 +303,7 @@ class ClicksWork:
             columns["session_index"][chosen],
             columns["session_position"][chosen],
             scores,
-            self._names.all,
+            self._names.categories,
             scores.user_vector if self._user_vectors else None,
         )
         return list(zip([record.key for record in records], values, headers, strict=True))
@@ -363,61 +347,6 @@ class ClicksWork:
         self._observe(rendered.counts, received_s, committed_s)
 
 
-def clicks_work(
-    settings: Settings,
-    artefact: Any,
-    *,
-    topic: str,
-    topic_id: bytes,
-    partition: int,
-    score: Callable[[ScoreRequest], Awaitable[Any]],
-    seen_names: Mapping[int, str] | None = None,
-    codes: NameCodes | None = None,
-    adapt: Adapt | None = None,
-    observe: Callable[[Counts, float, float], None] | None = None,
-) -> ClicksWork:
-    """The clicks stage of one partition, as the settings and the model want it: the worker's and the offline one.
-
-    Args:
-        artefact: ``models.registry.Artefact`` of the model in use.
-        seen_names: category names that this partition's store remembers.
-        codes: a cache of name codes that partitions may share.
-    """
-    vocabulary = dict(zip(artefact.categories.codes.tolist(), artefact.categories.names, strict=True))
-    renderer = PredictionRenderer(
-        artefact.name,
-        artefact.version,
-        artefact.actions.names,
-        vocabulary,
-        topic=topic,
-        topic_id=readable_id(topic_id),
-        partition=partition,
-        churn_horizon_s=int(artefact.churn_horizon_s),
-        source=f"/{settings.app_id}/{topic}",
-    )
-    return ClicksWork(
-        topic=topic,
-        topic_id=topic_id,
-        partition=partition,
-        predictions_topic=settings.predictions_topic,
-        dead_letters_topic=settings.dead_letters_topic,
-        actions=artefact.actions,
-        layout=RowLayout(len(artefact.actions.names), artefact.state_width, artefact.window),
-        fingerprint=artefact.fingerprint,
-        renderer=renderer,
-        names=CategoryNames(vocabulary, dict(seen_names or {})),
-        rules=FoldRules(
-            settings.session_gap_s * 1000, settings.late_limit_s * 1000, settings.future_limit_s * 1000
-        ),
-        codes=NameCodes() if codes is None else codes,
-        score=score,
-        adapt=adapt,
-        every=settings.predictions == "every",
-        user_vectors=settings.user_vectors,
-        observe=observe or _tell_nobody,
-    )
-
-
 def _replayed(records: Sequence[Any]) -> np.ndarray:
     """Which records are dead letters sent again; nearly always none of a batch has any header at all."""
     if not any([record.headers for record in records]):  # noqa: C419 - a list is twice as fast here
@@ -425,9 +354,6 @@ def _replayed(records: Sequence[Any]) -> np.ndarray:
     return np.array(
         [any(name == REPLAYED_HEADER for name, _ in record.headers) for record in records], np.bool_
     )
-
-
-def _tell_nobody(counts: Counts, received_s: float, committed_s: float) -> None: ...
 
 
 def readable_id(topic_id: bytes) -> str:
@@ -439,61 +365,3 @@ def last_of_each(rows: np.ndarray) -> np.ndarray:
     """Indices of the last event of each row, ascending."""
     _, first_from_end = np.unique(rows[::-1], return_index=True)
     return np.sort(len(rows) - 1 - first_from_end)
-
-
-def part_of(result: Any, events: slice | np.ndarray, rows: slice = slice(None)) -> Any:
-    """A StepResult of some of its events and rows; hidden states are shared, as events refer to them by slot."""
-    by_event = {
-        entry.name: getattr(result, entry.name)[events]
-        for entry in fields(result)
-        if entry.name not in ("state", "hidden_state")
-    }
-    return replace(result, state=result.state[rows], **by_event)
-
-
-class ModelStep:
-    """Requests of several partitions through one step of the model, and apart again.
-
-    Called by the scorer in the model's thread. Rows and events are concatenated; the step engine promises that no
-    bit of a result depends on who shares the batch.
-    """
-
-    def __init__(self, engine: Any):
-        self.engine = engine
-
-    def __call__(self, requests: list[ScoreRequest]) -> list[Any]:
-        for request in requests:
-            if request.stale is not None:
-                self._rebuild(request)
-        if len(requests) == 1:
-            only = requests[0]
-            return [self.engine.step(only.state, only.window_category, only.columns)]
-        state = np.concatenate([request.state for request in requests])
-        window_category = np.concatenate([request.window_category for request in requests])
-        row_ends = np.cumsum([len(request.state) for request in requests]).tolist()
-        event_ends = np.cumsum([request.events for request in requests]).tolist()
-        columns = {
-            name: np.concatenate([request.columns[name] for request in requests])
-            for name in requests[0].columns
-            if name != "row"
-        }
-        columns["row"] = np.concatenate(
-            [
-                request.columns["row"] + (end - len(request.state))
-                for request, end in zip(requests, row_ends, strict=True)
-            ]
-        ).astype(np.int32)
-        merged = self.engine.step(state, window_category, columns)
-        results, row, event = [], 0, 0
-        for row_end, event_end in zip(row_ends, event_ends, strict=True):
-            results.append(part_of(merged, slice(event, event_end), slice(row, row_end)))
-            row, event = row_end, event_end
-        return results
-
-    def _rebuild(self, request: ScoreRequest) -> None:
-        """Replace state vectors of another model by what this one makes of the rows' windows."""
-        assert request.stale is not None
-        rows, columns = request.stale
-        blank = np.zeros((len(rows), request.state.shape[1]), np.float16)
-        empty = np.zeros((len(rows), request.window_category.shape[1]), np.uint32)
-        request.state[rows] = self.engine.step(blank, empty, columns).state

@@ -123,7 +123,12 @@ class Settings(BaseSettings):
     topics: Topics = Field(default_factory=lambda: Topics.model_validate({}))
     http: Http = Field(default_factory=lambda: Http.model_validate({}))
     data_dir: Path = Field(default_factory=default_data_dir)
-    model: Path | None = Field(None, description="model folder; the bundled one when not set")
+    model: Path | None = Field(
+        None, description="model folder until one is activated; the bundled one when not set"
+    )
+    model_root: Path | None = Field(
+        None, description="model store in which activated versions are looked up; as `models activate` saw it"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     input_format: str = Field("auto", description="of records in the input topic; auto recognises the shape")
 
@@ -191,6 +196,10 @@ class Settings(BaseSettings):
     @property
     def changelog_topic(self) -> str:
         return f"{self.topics.prefix}{self.app_id}-state-changelog"
+
+    @property
+    def control_topic(self) -> str:
+        return f"{self.topics.prefix}{self.app_id}.control"
 
     def described(self) -> dict[str, Any]:
         """The settings as plain values, secrets masked, for the line printed at start."""

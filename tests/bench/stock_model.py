@@ -17,7 +17,7 @@ import torch
 
 from models.anomaly import BUCKET_EDGES, LEVELS
 from models.errors import ArtefactError
-from models.features import FEATURES, HASH_BUCKETS
+from models.features import FEATURES, HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS
 from models.heads import COMPONENTS
 from models.registry import Artefact
 from tests.bench.stock_row import CODES, NEVER_S, WINDOW, Seen, UserRow
@@ -29,10 +29,8 @@ _NUMBERS = {
     "category_missing": 1,
     "log_gap": 1,
     "first_event": 1,
-    "hour_sin": 1,
-    "hour_cos": 1,
-    "weekday_sin": 1,
-    "weekday_cos": 1,
+    "hour": 2,
+    "weekday": 2,
     "session_position": 1,
     "new_session": 1,
     "price": 1,
@@ -40,11 +38,13 @@ _NUMBERS = {
     "repeat_item": 1,
     "repeat_category": 1,
     "session_actions": -1,
+    "life_actions": -1,
     "action_age": -1,
-    "action_never": -1,
     "life_events": 1,
+    "window_actions": -1,
+    "window_followers": -1,
 }
-_DAY_MS = 86_400_000
+_MINUTE_MS = 60_000
 _HALFS = struct.Struct(f"<{WINDOW}e")
 _MIN_SIGMA = 0.05
 _SQRT_2 = math.sqrt(2)
@@ -96,6 +96,8 @@ class OneRowModel:
         self._utc_offset_ms = 1000 * features.utc_offset_s
         self._action_embedding = network.action.weight.numpy()
         self._category_embedding = network.category.weight.numpy()
+        self._item_embedding = network.item.weight.numpy()
+        self._known_items = features.known_items.tolist()
         self._log_horizon = math.log(artefact.churn_horizon_s)
         reference = artefact.reference
         self._center, self._scale = reference.center.tolist(), reference.scale.tolist()
@@ -143,8 +145,11 @@ class OneRowModel:
     def _inputs(self, row: UserRow, seen: Seen) -> torch.Tensor:
         log1p, tau = math.log1p, math.tau
         local_ms = seen.event_time_ms + self._utc_offset_ms
-        hour = local_ms % _DAY_MS * (tau / _DAY_MS)
-        weekday = local_ms // _DAY_MS % 7 * (tau / 7)
+        minute = local_ms // _MINUTE_MS
+        hour, weekday = minute % 1440 * (tau / 1440), minute // 1440 % 7 * (tau / 7)
+        window = row.window_actions[WINDOW - row.window_count :]
+        recent = window[1 - WINDOW :]
+        followers = [b for a, b in zip(window, window[1:], strict=False) if a == seen.action]
         category = seen.category
         index = self._index.get(category, 0)
         priced = seen.log_price == seen.log_price  # NaN is not equal to itself
@@ -163,15 +168,27 @@ class OneRowModel:
             seen.repeat_item,
             seen.repeat_category,
             *map(log1p, row.action_session),
-            *[0.0 if age == NEVER_S else log1p(age) for age in seen.ages_s],
-            *[age == NEVER_S for age in seen.ages_s],
+            *map(log1p, row.action_life),
+            *[0.0 if age == NEVER_S else log1p(age + 1) for age in seen.ages_s],
             log1p(row.life_events),
+            *[recent.count(action) / len(recent) for action in range(self._n_actions)],
+            *[followers.count(action) / (len(followers) + 1) for action in range(self._n_actions)],
         ]
         scaled = np.array(numbers, np.float32)
         scaled -= self._mean
         scaled /= self._sd
         embedded = index if index or not category else self._vocabulary + 1 + category % HASH_BUCKETS
-        x = np.concatenate([scaled, self._action_embedding[seen.action], self._category_embedding[embedded]])
+        last = [*reversed(window[-1 - LAGS :]), *[self._n_actions] * LAGS][: 1 + LAGS]
+        item = seen.item & (ITEM_BUCKETS - 1)
+        item = item + ITEM_UNSEEN + 1 if self._known_items[item] else ITEM_UNSEEN
+        x = np.concatenate(
+            [
+                scaled,
+                *self._action_embedding[last],
+                self._category_embedding[embedded],
+                self._item_embedding[item if seen.item else 0],
+            ]
+        )
         return torch.from_numpy(x[None])
 
     # ------------------------------------------------------------------ heads
@@ -269,7 +286,7 @@ def _columns_of_the_network(n_actions: int) -> list[int]:
     for feature in FEATURES:
         starts[feature.name] = at
         at += n_actions if feature.width < 0 else feature.width
-    if starts.keys() - {"action", "category"} != _NUMBERS.keys():
+    if starts.keys() - {"action", "last_actions", "category", "item"} != _NUMBERS.keys():
         raise ArtefactError(
             f"The stock agent writes out the features {', '.join(_NUMBERS)}; this build's models read "
             f"{', '.join(starts)}. Bring tests/bench/stock_model.py in line."

@@ -115,6 +115,7 @@ class Seen:
 
     action: int
     category: int
+    item: int
     event_time_ms: int
     gap_ms: int
     log_price: float
@@ -167,6 +168,7 @@ def advance(
     seen = Seen(
         action,
         category,
+        item,
         event_time_ms,
         gap_ms,
         log_price,

@@ -8,8 +8,6 @@ import random
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +18,18 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
 from stream.audit import audit, read_topic
-from stream.broker import Broker
 from stream.broker.server_settings import free_port
 from stream.broker.topics import TopicSpec, delete_topics, describe, recreate_topics
 from stream.demo import Pipeline, Tail, Worker, wait_drained
 from stream.offline import OfflineRecord, score_records
-from stream.settings import Settings, load_settings
+from stream.settings import Settings
 from stream.stage import FENCE_KEY
-from stream.topics import create, topic_specs
-
-Make = Callable[..., Worker]
+from tests.broker.conftest import Make
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return untrained(tmp_path_factory.mktemp("models"), categories=tuple(f"c{n}" for n in range(12)))
-
-
-@pytest.fixture
-def settings(broker: Broker, model: Path, tmp_path: Path) -> Iterator[Settings]:
-    """Topics and a data directory of this test alone."""
-    name = f"t{uuid.uuid4().hex[:8]}"
-    made = load_settings(
-        {},
-        kafka__bootstrap_servers=broker.bootstrap_servers,
-        topics__prefix=f"{name}.",
-        topics__partitions=3,
-        app_id=name,
-        data_dir=tmp_path / "data",
-        http__port=free_port(),
-        model=model,
-    )
-    create(made)
-    yield made
-    delete_topics(made.kafka.librdkafka(), [spec.name for spec in topic_specs(made)])
-
-
-@pytest.fixture
-def start(settings: Settings, tmp_path: Path) -> Iterator[Make]:
-    """Starts workers of the test, ready when returned, and ends them with it."""
-    started: list[Worker] = []
-
-    def make(ready: bool = True, **changes: Any) -> Worker:
-        changed = settings.model_copy(update=changes)
-        worker = Worker(changed, tmp_path / f"worker-{len(started)}.log")
-        started.append(worker)
-        if ready:
-            worker.wait_ready(lambda reason: None)
-        return worker
-
-    yield make
-    for worker in started:
-        worker.stop()
 
 
 def click(rng: random.Random, number: int, user: str, time_ms: int) -> dict[str, Any]:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from models.columns import take
-from models.features import FEATURES, inputs, missing_features, numeric_width, raw_inputs
+from models.features import (
+    FEATURES,
+    ITEM_BUCKETS,
+    inputs,
+    item_buckets,
+    missing_features,
+    numeric_width,
+    raw_inputs,
+)
 from tests.models import synthetic
 
 
@@ -59,17 +67,19 @@ def test_hand_written_event_has_hand_written_features(spec):
     assert value(columns, spec, 0, "log_gap") == 0
     assert value(columns, spec, 0, "price_missing") == 1
     assert value(columns, spec, 0, "price") == 0
-    assert value(columns, spec, 0, "action_never") == 1
+    assert value(columns, spec, 0, "action_age") == 0
+    assert value(columns, spec, 0, "life_actions") == pytest.approx(log(2), rel=1e-6)
     assert value(columns, spec, 1, "log_gap") == pytest.approx(log(61), rel=1e-6)
     assert value(columns, spec, 1, "price") == pytest.approx(1.0, abs=1e-6)  # the median log price is 3
     assert value(columns, spec, 1, "repeat_item") == 1
     assert value(columns, spec, 1, "session_actions") == pytest.approx(log(2), rel=1e-6)
     assert value(columns, spec, 2, "category_missing") == 1
     assert value(columns, spec, 2, "repeat_item") == 0
-    assert value(columns, spec, 2, "action_age", offset=0) == pytest.approx(log(121), rel=1e-6)
-    assert value(columns, spec, 2, "action_never", offset=2) == 1
+    assert value(columns, spec, 2, "action_age", offset=0) == pytest.approx(log(122), rel=1e-6)
+    assert value(columns, spec, 2, "action_age", offset=2) == 0
+    assert value(columns, spec, 2, "life_actions", offset=0) == pytest.approx(log(3), rel=1e-6)
     assert value(columns, spec, 2, "life_events") == pytest.approx(log(4), rel=1e-6)
-    assert value(columns, spec, 0, "hour_cos") == pytest.approx(-1.0, abs=1e-6)
+    assert value(columns, spec, 0, "hour", offset=1) == pytest.approx(-1.0, abs=1e-6)
 
 
 def test_hours_are_the_shop_s(spec):
@@ -77,7 +87,7 @@ def test_hours_are_the_shop_s(spec):
     events = [{"time_ms": 1_700_049_600_000, "action": "view", "category": None, "item": None, "price": None}]
     columns = synthetic.columns_of([events])
     there = replace(spec, utc_offset_s=8 * 3600)
-    assert value(columns, there, 0, "hour_sin") == pytest.approx(sin(2 * pi * 20 / 24), abs=1e-6)
+    assert value(columns, there, 0, "hour") == pytest.approx(sin(2 * pi * 20 / 24), abs=1e-6)
 
 
 def test_unseen_categories_share_hashed_embeddings(columns, spec):
@@ -90,6 +100,67 @@ def test_unseen_categories_share_hashed_embeddings(columns, spec):
     assert (index[columns["category"] == 0] == 0).all()
     assert (index[rare] > len(spec.categories)).all()
     assert index.max() < 1 + len(spec.categories) + 64
+
+
+def test_a_user_s_own_followers_are_counted_in_the_window(spec):
+    """What followed the current action before, of all that did and one more; and the share of every action."""
+    names = ["view", "cart", "view", "view", "purchase", "view"]
+    events = [
+        {"time_ms": 60_000 * turn, "action": name, "category": None, "item": None, "price": None}
+        for turn, name in enumerate(names)
+    ]
+    columns = synthetic.columns_of([events])
+    followers = [value(columns, spec, 5, "window_followers", offset) for offset in range(4)]
+    assert followers == pytest.approx([1 / 4, 1 / 4, 1 / 4, 0])
+    shares = [value(columns, spec, 5, "window_actions", offset) for offset in range(4)]
+    assert shares == pytest.approx([4 / 6, 1 / 6, 1 / 6, 0])
+    assert [value(columns, spec, 0, "window_followers", offset) for offset in range(4)] == [0] * 4
+
+
+def test_window_shares_reach_31_events_back(spec):
+    """Longer histories lose their oldest events, shorter ones have no empty slots counted."""
+    names = ["cart"] * 2 + ["view"] * 31
+    events = [
+        {"time_ms": 60_000 * turn, "action": name, "category": None, "item": None, "price": None}
+        for turn, name in enumerate(names)
+    ]
+    columns = synthetic.columns_of([events])
+    assert value(columns, spec, 31, "window_actions", offset=1) == pytest.approx(1 / 31)
+    assert value(columns, spec, 32, "window_actions") == 1
+    # 30 of the views of the window came after a view: the first view's event before it was a cart.
+    assert value(columns, spec, 32, "window_followers") == pytest.approx(30 / 31)
+
+
+def test_last_actions_begin_with_the_event_s_own(spec):
+    """The newest first, and an index of their own where the user had no event yet."""
+    names = ["view", "cart", "purchase"]
+    events = [
+        {"time_ms": 60_000 * turn, "action": name, "category": None, "item": None, "price": None}
+        for turn, name in enumerate(names)
+    ]
+    index = inputs(synthetic.columns_of([events]), spec).action_NL.numpy()
+    assert index[2].tolist() == [2, 1, 0, 4, 4]
+    assert index[0].tolist() == [0, 4, 4, 4, 4]
+
+
+def test_items_of_several_training_users_have_embeddings_of_their_own(columns):
+    """Only their buckets are known; others are read as unseen, and no item is index 0."""
+    known = item_buckets(columns, least_users=3)
+    users = {}
+    for item, row in zip(columns["item"].tolist(), columns["row"].tolist(), strict=True):
+        users.setdefault(item, set()).add(row)
+    assert set(np.flatnonzero(known)) == {
+        item % ITEM_BUCKETS for item, who in users.items() if item and len(who) >= 3
+    }
+
+
+def test_unseen_and_missing_items_are_told_apart(columns, spec):
+    """A known bucket, the shared fallback, and nothing at all."""
+    changed = {**columns, "item": np.arange(len(columns["item"]), dtype=np.uint32)}
+    index = inputs(changed, spec).item_N.numpy()
+    assert index[0] == 0
+    for item in (1, 2, 500, 501):
+        assert index[item] == (item + 2 if spec.known_items[item] else 1)
 
 
 def test_inputs_are_finite_whatever_the_event(spec):
@@ -105,4 +176,4 @@ def test_the_table_says_what_is_missing():
         "dwell_s"
     ]
     assert missing_features([{"name": "price", "version": 2}]) == ["price"]
-    assert numeric_width(11) == 47
+    assert numeric_width(11) == 69

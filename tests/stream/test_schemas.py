@@ -87,7 +87,8 @@ SAMPLES = {
         {
             "schema": "foreclick.control.v1",
             "kind": "activate",
-            "model": {"name": "shop-lstm", "version": "7"},
+            "model": {"name": "shop-lstm", "version": "7", "sha256": "0a" * 32},
+            "root": "/srv/models",
             "time_ms": 1511550516000,
             "by": "mary",
         }

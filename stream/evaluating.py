@@ -16,6 +16,7 @@ from models.runtime import StepEngine
 from models.split import Split, split_of
 from stream.errors import ConfigurationError, InputFileError
 from stream.files import read_log
+from stream.formats.tpp import TPP, UNIT_S
 from stream.sessions import FoldRules
 from stream.settings import Settings
 from stream.training_log import training_log
@@ -118,7 +119,7 @@ def read_for(
         bounds=(shares[0], shares[1]) if split == "test" else None,
         crossed=split == "all",
         format=read.format,
-        gap_unit_s=1.0,
+        gap_unit_s=UNIT_S if read.format == TPP.name else 1.0,
         notes=tuple(notes),
     )
 

@@ -1,5 +1,7 @@
 """Log files as the records that a replay would produce: every line becomes one record, good or not.
 
+(A line of a format of sequences becomes as many as it holds.)
+
     bytes -> lines -> FileRecord(line, key, value, event_time_ms) -> ordered by event time
 
 A file is read as a whole before anything is handed out, so that a truncated archive or a missing column is
@@ -23,15 +25,18 @@ import msgspec
 from stream.errors import ConfigurationError, InputFileError
 from stream.events import Event, Rejection, decode_events
 from stream.formats import (
+    FILE_FORMATS,
     FORMATS,
     Delimited,
     JsonLines,
     Rejected,
+    Sequences,
     adapt_object,
     by_columns,
     delimiter_of,
-    format_named,
+    file_format_named,
 )
+from stream.formats.tpp import TPP
 
 __all__ = ["FileRecord", "LogFile", "read_events", "read_log", "read_records"]
 
@@ -114,7 +119,7 @@ def read_log(
 
     Args:
         path: a file, or ``-`` for standard input.
-        format: a name of ``stream.formats.FORMATS``, or ``auto`` to go by the shape of the first line.
+        format: a name of ``stream.formats.FILE_FORMATS``, or ``auto`` to go by the shape of the first line.
         columns: field=column pairs that describe delimited text, instead of a format (``by_columns``).
         delimiter: of delimited text, a comma by default.
         time_format: of ``columns``: ``s``, ``ms``, ``iso`` or a strptime pattern.
@@ -138,6 +143,8 @@ def read_log(
         layout = _detected(data, name, delimiter)
     if isinstance(layout, JsonLines):
         records = _json_records(data, layout, detected=format == "auto")
+    elif isinstance(layout, Sequences):
+        records = _sequence_records(data, layout)
     else:
         records = _delimited_records(data, layout, name)
     if not records:
@@ -149,7 +156,7 @@ def read_log(
 
 def _layout_of(
     named: str, columns: str | None, delimiter: str | None, time_format: str | None, header: bool
-) -> Delimited | JsonLines | None:
+) -> Delimited | JsonLines | Sequences | None:
     """The format that the flags name; None leaves it to the file's first line."""
     if columns is not None:
         if named not in ("auto", "columns"):
@@ -165,8 +172,8 @@ def _layout_of(
         )
     if named == "auto":
         return None
-    layout = format_named(named)
-    if isinstance(layout, JsonLines):
+    layout = file_format_named(named)
+    if not isinstance(layout, Delimited):
         return layout
     return replace(
         layout,
@@ -210,10 +217,10 @@ def _text_bytes(path: str | Path, name: str) -> bytes:
     return data
 
 
-def _detected(data: bytes, name: str, delimiter: str | None) -> Delimited | JsonLines:
+def _detected(data: bytes, name: str, delimiter: str | None) -> Delimited | JsonLines | Sequences:
     first = data.lstrip().partition(b"\n")[0].decode(errors="replace").strip()
     if first.startswith("{"):
-        return FORMATS["canonical"]
+        return TPP if _holds_sequence(first, TPP) else FORMATS["canonical"]
     if first.startswith("["):
         raise InputFileError(
             f"{name} is one JSON array. Write an object a line: jq -c '.[]' {name} > events.jsonl"
@@ -233,8 +240,16 @@ def _detected(data: bytes, name: str, delimiter: str | None) -> Delimited | Json
     raise InputFileError(
         f"{name} has no known format; its first line is {first[:80]!r}. Describe it with "
         f"--columns user=…,time=…,action=… (and --no-header if that line is data), "
-        f"or name one with --format {'|'.join(FORMATS)}."
+        f"or name one with --format {'|'.join(FILE_FORMATS)}."
     )
+
+
+def _holds_sequence(line: str, layout: Sequences) -> bool:
+    try:
+        document = _decode_any(line)
+        return type(document) is dict and layout.events_of(document) is not None
+    except (msgspec.DecodeError, UnicodeError, RecursionError, Rejected):
+        return False
 
 
 # ---- lines
@@ -272,6 +287,22 @@ def _judged(line: int, value: bytes, adapt: Any) -> FileRecord:
     user, time = document.get("user_id"), document.get("event_time_ms")
     key = user.encode(errors="replace") if type(user) is str else b""
     return FileRecord(line, key, value, time if type(time) is int else None)
+
+
+def _sequence_records(data: bytes, layout: Sequences) -> list[FileRecord]:
+    records: list[FileRecord] = []
+    for line, value in enumerate(data.split(b"\n"), 1):
+        if not (value := value.strip()):
+            continue
+        try:
+            document = _decode_any(value)
+            if type(document) is dict and (events := layout.events_of(document)) is not None:
+                records += [_encoded(line, event) for event in events]
+                continue
+        except (msgspec.DecodeError, UnicodeError, RecursionError, Rejected):
+            pass
+        records.append(FileRecord(line, b"", value, None))
+    return records
 
 
 def _encoded(line: int, event: dict[str, Any]) -> FileRecord:

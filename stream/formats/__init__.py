@@ -7,7 +7,7 @@ ids as text and times as Unix milliseconds, leaves absent fields out, and raises
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -20,19 +20,23 @@ from stream.formats.ga4 import GA4
 from stream.formats.rees46 import REES46
 from stream.formats.retailrocket import RETAILROCKET
 from stream.formats.segment import SEGMENT
-from stream.formats.shapes import Delimited, JsonLines
+from stream.formats.shapes import Delimited, JsonLines, Sequences
 from stream.formats.taobao import TAOBAO
+from stream.formats.tpp import TPP
 from stream.formats.values import Rejected
 
 __all__ = [
+    "FILE_FORMATS",
     "FORMATS",
     "Delimited",
     "JsonLines",
     "Rejected",
+    "Sequences",
     "adapt_object",
     "adapt_record",
     "by_columns",
     "delimiter_of",
+    "file_format_named",
     "format_named",
     "record_adapter",
 ]
@@ -40,17 +44,28 @@ __all__ = [
 FORMATS: dict[str, Delimited | JsonLines] = {
     layout.name: layout for layout in (CANONICAL, SEGMENT, GA4, RETAILROCKET, REES46, TAOBAO)
 }
+#: What a file may hold; a topic holds an event a record, so no sequences.
+FILE_FORMATS: dict[str, Delimited | JsonLines | Sequences] = {**FORMATS, TPP.name: TPP}
 
 
 def format_named(name: str) -> Delimited | JsonLines:
-    """The format of that name; raises ``ConfigurationError`` with the names that exist."""
-    try:
-        return FORMATS[name]
-    except KeyError:
-        known = ", ".join(FORMATS)
-        raise ConfigurationError(
-            f"Unknown format {name!r}. Use one of {known}, or --columns user=…,time=…,action=…"
-        ) from None
+    """A topic's format of that name; raises ``ConfigurationError`` with the names that exist."""
+    if name not in FORMATS:
+        raise _unknown_format(name, FORMATS)
+    return FORMATS[name]
+
+
+def file_format_named(name: str) -> Delimited | JsonLines | Sequences:
+    """A file's format of that name; raises ``ConfigurationError`` with the names that exist."""
+    if name not in FILE_FORMATS:
+        raise _unknown_format(name, FILE_FORMATS)
+    return FILE_FORMATS[name]
+
+
+def _unknown_format(name: str, known: Iterable[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"Unknown format {name!r}. Use one of {', '.join(known)}, or --columns user=…,time=…,action=…"
+    )
 
 
 def adapt_object(event: dict[str, Any]) -> dict[str, Any] | None:

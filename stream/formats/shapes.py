@@ -1,4 +1,4 @@
-"""The two shapes of input that an adapter can describe."""
+"""The shapes of input that an adapter can describe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Delimited", "JsonLines"]
+__all__ = ["Delimited", "JsonLines", "Sequences"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,16 @@ class JsonLines:
 
     name: str
     adapt_object: Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """One JSON object a line with several events of one user; for files only, as a record is one event.
+
+    Attributes:
+        name: as ``--format`` knows it.
+        events_of: object -> canonical dicts, or None when it has another shape; raises ``Rejected``.
+    """
+
+    name: str
+    events_of: Callable[[dict[str, Any]], list[dict[str, Any]] | None]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stream.errors import ConfigurationError, InputFileError
-from stream.events import Event, Rejection
+from stream.events import Event, Rejection, decode_events
 from stream.files import FileRecord, read_events, read_log, read_records
 from stream.simulated import simulated_records, soiled_records
 
@@ -208,3 +208,18 @@ def test_simulated_records_are_those_of_their_file(tmp_path: Path) -> None:
     path.write_bytes(b"".join(record.value + b"\n" for record in records))
     assert read_records(path) == records
     assert len(soiled_records(20, 300, seed=1, share=0.1)) > len(records)
+
+
+def test_a_line_of_sequences_becomes_a_record_an_event(tmp_path: Path) -> None:
+    """In the order of time, with the line that they came from; a broken sequence stays one record."""
+    path = tmp_path / "sequences.jsonl"
+    path.write_text('{"seq":1,"events":[[3,2.0,0],[5,2.5,0.5]]}\n{"seq":2,"events":[[7,2.2,0]]}\n{"seq":3}\n')
+    for named in ("tpp", "auto"):
+        log = read_log(path, named)
+        assert log.format == "tpp"
+        times = [record.event_time_ms for record in log.records]
+        assert times == [20_000_000, 22_000_000, None, 25_000_000]
+        assert [record.key for record in log.records] == [b"1", b"2", b"", b"1"]
+        assert log.records[2].value == b'{"seq":3}'
+        decoded = decode_events([r.key for r in log.records], [r.value for r in log.records])
+        assert [event.action for event in decoded if isinstance(event, Event)] == ["3", "7", "5"]

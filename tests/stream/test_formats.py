@@ -21,6 +21,7 @@ from stream.formats import (
     ga4,
     record_adapter,
     segment,
+    tpp,
 )
 from stream.formats.columns import _FIELDS
 from stream.formats.shapes import Delimited
@@ -403,3 +404,30 @@ def test_row_adapters_raise_nothing_but_rejected(data: st.DataObject) -> None:
 def test_record_decoders_raise_nothing_but_rejected(layout: str, value: bytes) -> None:
     """Random bytes are a rejection in every format."""
     assert rejected_for_a_known_reason(adapt_record(layout), value)
+
+
+def test_a_sequence_is_a_user_and_its_clock_goes_by_the_gaps() -> None:
+    """Types are actions of their number, a unit is ten thousand seconds, a jump of the times does not count."""
+    sequence = {"seq": 4, "events": [[8, 151156.8853, 0], [16, 151156.9205, 0.0352], [8, 151180.0, 0.0001]]}
+    assert tpp.events_of(sequence) == [
+        {"user_id": "4", "event_time_ms": 1_511_568_853_000, "action": "8"},
+        {"user_id": "4", "event_time_ms": 1_511_569_205_000, "action": "16"},
+        {"user_id": "4", "event_time_ms": 1_511_569_206_000, "action": "8"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([[1, 2.0]], r"expected \[type, time, gap\] at \$\.events\[0\]"),
+        ([[1, 2.0, 0], [1, 2.0, -0.5]], r"expected a gap of 0 or more at \$\.events\[1\]"),
+        ([[1, "noon", 0]], "expected a number as time"),
+        ([[1, 0.0, 0]], "expected a time after 1970"),
+        ([[None, 2.0, 0]], "missing value"),
+        ([[1, float("inf"), 0]], "expected a finite time"),
+    ],
+)
+def test_a_sequence_that_cannot_be_read_is_rejected_with_its_place(steps: list[Any], words: str) -> None:
+    """As a whole: a sequence with a hole would have another history."""
+    with pytest.raises(Rejected, match=words):
+        tpp.events_of({"seq": 1, "events": steps})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from math import tau
 
@@ -17,13 +18,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.columns import NEVER_S, Columns
+from models.columns import WINDOW, Columns
 from models.errors import ModelError
 from models.vocabulary import ActionVocabulary, CategoryVocabulary
 
 TILE_ROWS = 64
+# Powers of two: the lower bits of a code are its bucket.
 HASH_BUCKETS = 64
-_DAY_MS = 86_400_000
+ITEM_BUCKETS = 1024
+ITEM_MISSING, ITEM_UNSEEN = 0, 1
+ITEM_USERS = 5
+LAGS = 4
+_MINUTE_MS = 60_000
+
+
+def _clock() -> NDArray[np.float32]:
+    """Sine and cosine of the hour and of the weekday, at each minute of a week that begins on a Thursday, (M, 4)."""
+    minute = np.arange(7 * 1440)
+    hour, weekday = minute % 1440 * (tau / 1440), minute // 1440 * (tau / 7)
+    return np.stack([np.sin(hour), np.cos(hour), np.sin(weekday), np.cos(weekday)], axis=1).astype(np.float32)
+
+
+_CLOCK = _clock()
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,9 @@ class FeatureSpec:
     """What features need to know beside the event, fitted on training users only.
 
     ``log_price_median``: float32 [V + 1], index 0 = all categories together. ``mean`` and ``sd``: float32 [F],
-    one a number of the input (no unit). ``utc_offset_s``: the shop's clock against UTC, seconds.
+    one a number of the input (no unit). ``utc_offset_s``: the shop's clock against UTC, seconds. ``known_items``:
+    bool [ITEM_BUCKETS], the hash buckets that hold an item of several training users; an item of another bucket
+    counts as unseen.
     """
 
     actions: ActionVocabulary
@@ -40,31 +58,86 @@ class FeatureSpec:
     log_price_median: NDArray[np.float32]
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
+    known_items: NDArray[np.bool_]
+
+    @cached_property
+    def item_index(self) -> NDArray[np.int64]:
+        """The index of each bucket's embedding."""
+        own = np.arange(ITEM_BUCKETS, dtype=np.int64) + ITEM_UNSEEN + 1
+        return np.where(self.known_items, own, ITEM_UNSEEN)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """N rows, padded to a multiple of 64: ``x_NF`` float32 scaled, and indices int64 of the embeddings."""
+    """N rows, padded to a multiple of 64: ``x_NF`` float32 scaled, and indices int64 of the embeddings.
+
+    ``action_NL``: the event's own action, then those of the events before it, newest first; A where there is none.
+    """
 
     x_NF: Tensor
-    action_N: Tensor
+    action_NL: Tensor
     category_N: Tensor
+    item_N: Tensor
 
     def to(self, device: str) -> Inputs:
         """The same on another device."""
-        return Inputs(self.x_NF.to(device), self.action_N.to(device), self.category_N.to(device))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def take(self, index_N: Tensor) -> Inputs:
+        """The rows at ``index_N``, in that order."""
+        return self._each(lambda tensor: tensor[index_N])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        return Inputs(change(self.x_NF), change(self.action_NL), change(self.category_N), change(self.item_N))
 
 
 class _Event:
     """What the table reads: the columns, the category's index, and the shop's clock."""
 
-    def __init__(self, columns: Columns, category_index: NDArray[np.int32], spec: FeatureSpec) -> None:
+    def __init__(
+        self, columns: Columns, category_index: NDArray[np.int32], window: _Window, spec: FeatureSpec
+    ) -> None:
         self.columns = columns
-        local_ms = columns["event_time_ms"] + 1000 * spec.utc_offset_s
-        self.hour = local_ms % _DAY_MS * (tau / _DAY_MS)
-        self.weekday = local_ms // _DAY_MS % 7 * (tau / 7)
+        minute = (columns["event_time_ms"] + 1000 * spec.utc_offset_s) // _MINUTE_MS
+        self.clock = _CLOCK.take(minute % len(_CLOCK), axis=0)
         self.price = columns["log_price"] - spec.log_price_median.take(category_index)
-        self.never = columns["action_age_s"] == NEVER_S
+        self.followed, self.share = _window_counts(window, len(spec.actions))
+
+
+class _Window:
+    """The actions of the last 32 events, turned so that one operation runs over all events: (W, N), newest last."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.action_WN = columns["window_action"].T.copy()
+        self.count_N = columns["window_count"]
+        length = len(self.action_WN)
+        self.empty_WN = np.arange(length, dtype=np.uint8)[:, None] < length - self.count_N
+
+
+def _window_counts(window: _Window, n_actions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the last 31 events: the share of each action that followed the current one there, and of each at all.
+
+    The first, (N, A), is the user's own row of a Markov chain, with one more in its total than was counted, so that
+    it grows with the evidence; the event itself is the last that can have followed. The second, (N, A), sums to 1.
+    """
+    action_WN, empty_WN = window.action_WN, window.empty_WN
+    n = action_WN.shape[1]
+    after_same = action_WN[:-1] == action_WN[-1]
+    after_same &= ~empty_WN[:-1]
+    # One count for both: an action's bin is its code, A higher where it followed the current one; the last is empty.
+    bins = 2 * n_actions + 1
+    place = after_same * np.uint8(n_actions)
+    place += action_WN[1:]
+    np.maximum(place, empty_WN[1:] * np.uint8(bins - 1), out=place)
+    flat = place.astype(np.int64)
+    flat *= n
+    flat += np.arange(n)
+    counts_CN = np.bincount(flat.ravel(), minlength=bins * n).astype(np.float32).reshape(bins, n)
+    share, followed = counts_CN[:n_actions], counts_CN[n_actions:-1]
+    share += followed
+    share /= np.minimum(window.count_N, np.uint8(WINDOW - 1))
+    followed /= after_same.sum(axis=0, dtype=np.uint8) + np.float32(1)
+    return followed.T, share.T
 
 
 @dataclass(frozen=True)
@@ -87,7 +160,9 @@ class Feature:
 
 FEATURES: tuple[Feature, ...] = (
     Feature("action", "index", "action", "other", None, width=0),
+    Feature("last_actions", "index a lag", "window_action", "an index of its own", None, width=0),
     Feature("category", "index", "category", "index 0, and category_missing says so", None, width=0),
+    Feature("item", "index", "item", "index 0; 1 for an unseen one", None, width=0),
     Feature("log_gap", "log(1 + s)", "gap_ms", "0, and first_event says so",
             lambda e: np.maximum(e.columns["gap_ms"], 0) * 1e-3, "log1p"),
     Feature("session_position", "log(1 + events)", "session_position", "-",
@@ -95,12 +170,13 @@ FEATURES: tuple[Feature, ...] = (
     Feature("life_events", "log(1 + events)", "life_events", "-", lambda e: e.columns["life_events"], "log1p"),
     Feature("session_actions", "log(1 + events) an action", "action_session", "0",
             lambda e: e.columns["action_session"], "log1p", width=-1),
-    Feature("action_age", "log(1 + s) an action", "action_age_s", "0, and action_never says so",
-            lambda e: np.where(e.never, np.uint32(0), e.columns["action_age_s"]), "log1p", width=-1),
-    Feature("hour_sin", "sine", "event_time_ms", "-", lambda e: e.hour, "sin"),
-    Feature("weekday_sin", "sine", "event_time_ms", "-", lambda e: e.weekday, "sin"),
-    Feature("hour_cos", "cosine", "event_time_ms", "-", lambda e: e.hour, "cos"),
-    Feature("weekday_cos", "cosine", "event_time_ms", "-", lambda e: e.weekday, "cos"),
+    Feature("life_actions", "log(1 + events) an action", "action_life", "0",
+            lambda e: e.columns["action_life"], "log1p", width=-1),
+    # NEVER_S, the greatest number, becomes 0 by adding one.
+    Feature("action_age", "log(2 + s) an action", "action_age_s", "0",
+            lambda e: e.columns["action_age_s"] + np.uint32(1), "log1p", width=-1, version=2),
+    Feature("hour", "sine and cosine", "event_time_ms", "-", lambda e: e.clock[:, :2], width=2),
+    Feature("weekday", "sine and cosine", "event_time_ms", "-", lambda e: e.clock[:, 2:], width=2),
     Feature("price", "log against the category's median", "log_price", "0, and price_missing says so",
             lambda e: np.where(np.isnan(e.price), np.float32(0), e.price)),
     Feature("price_missing", "flag", "log_price", "1", lambda e: np.isnan(e.price)),
@@ -109,7 +185,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("new_session", "flag", "new_session", "-", lambda e: e.columns["new_session"]),
     Feature("repeat_item", "flag", "repeat_item", "0", lambda e: e.columns["repeat_item"]),
     Feature("repeat_category", "flag", "repeat_category", "0", lambda e: e.columns["repeat_category"]),
-    Feature("action_never", "flag an action", "action_age_s", "1", lambda e: e.never, width=-1),
+    Feature("window_actions", "share an action", "window_action", "-", lambda e: e.share, width=-1),
+    Feature("window_followers", "share an action", "window_action", "0", lambda e: e.followed, width=-1),
 )  # fmt: skip
 
 
@@ -119,7 +196,7 @@ def declared() -> list[dict[str, object]]:
 
 
 def numeric_width(n_actions: int) -> int:
-    """How many numbers F one event gives beside its two embedding indices."""
+    """How many numbers F one event gives beside its embeddings' indices."""
     return sum(n_actions if f.width < 0 else f.width for f in FEATURES)
 
 
@@ -144,7 +221,8 @@ def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
     n = len(columns["action"])
     rows = padded_rows(n)
     index = spec.categories.index_of(columns["category"])
-    event = _Event(columns, index, spec)
+    window = _Window(columns)
+    event = _Event(columns, index, window, spec)
     x_NF = torch.zeros(rows, numeric_width(len(spec.actions)))
     filled = x_NF.numpy()
     start = 0
@@ -160,13 +238,28 @@ def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
             x_NF[:, start:stop] = getattr(torch, transform)(x_NF[:, start:stop].contiguous())
         start = stop
     # A category that is not frequent shares one of 64 learned buckets, found by its code.
-    bucket = len(spec.categories) + 1 + (columns["category"] % HASH_BUCKETS).astype(np.int64)
-    embedded = np.where((index == 0) & (columns["category"] != 0), bucket, index)
-    return Inputs(x_NF, _padded(columns["action"], rows), _padded(embedded, rows))
+    category = columns["category"]
+    bucket = (category & np.uint32(HASH_BUCKETS - 1)) + np.uint32(len(spec.categories) + 1)
+    embedded = np.where((index == 0) & (category != 0), bucket, index)
+    item = spec.item_index.take(columns["item"] & np.uint32(ITEM_BUCKETS - 1))
+    item *= columns["item"] != 0
+    newest = slice(None, -2 - LAGS, -1)
+    no_action = window.empty_WN[newest] * np.uint8(len(spec.actions))
+    last_LN = np.maximum(window.action_WN[newest], no_action)
+    return Inputs(x_NF, _padded(last_LN.T, rows), _padded(embedded, rows), _padded(item, rows))
+
+
+def item_buckets(columns: Columns, least_users: int = ITEM_USERS) -> NDArray[np.bool_]:
+    """Which hash buckets hold an item that at least so many users had, bool [ITEM_BUCKETS]."""
+    pairs = np.unique(np.stack([columns["item"], columns["row"].astype(np.uint32)]), axis=1)
+    item, users = np.unique(pairs[0], return_counts=True)
+    known = np.zeros(ITEM_BUCKETS, np.bool_)
+    known[item[(users >= least_users) & (item != 0)] & np.uint32(ITEM_BUCKETS - 1)] = True
+    return known
 
 
 def _padded(index_N: NDArray, rows: int) -> Tensor:
-    out = np.zeros(rows, np.int64)
+    out = np.zeros((rows, *index_N.shape[1:]), np.int64)
     out[: len(index_N)] = index_N
     return torch.from_numpy(out)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import ArtefactError
-from models.features import HASH_BUCKETS, Inputs, numeric_width
+from models.features import HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS, Inputs, numeric_width
 from models.heads import Heads
 from models.networks.lstm import LSTM
 
@@ -23,6 +23,7 @@ class Architecture:
     hidden: int = 64
     action_embedding: int = 8
     category_embedding: int = 16
+    item_embedding: int = 4
     n_actions: int = 11
     n_categories: int = 0
 
@@ -42,16 +43,24 @@ class Network(nn.Module):
                 f"This build has no architecture {a.kind!r}, only {', '.join(TRUNKS)}. Deploy the matching build."
             )
         self.architecture = a
-        self.action = nn.Embedding(a.n_actions, a.action_embedding)
+        self.action = nn.Embedding(a.n_actions + 1, a.action_embedding)
         self.category = nn.Embedding(1 + a.n_categories + HASH_BUCKETS, a.category_embedding)
         nn.init.normal_(self.category.weight, std=0.3)
-        width = numeric_width(a.n_actions) + a.action_embedding + a.category_embedding
+        self.item = nn.Embedding(ITEM_UNSEEN + 1 + ITEM_BUCKETS, a.item_embedding)
+        nn.init.zeros_(self.item.weight)  # an item that training says nothing of says nothing
+        width = numeric_width(a.n_actions) + a.action_embedding * (1 + LAGS)
+        width += a.category_embedding + a.item_embedding
         self.trunk = TRUNKS[a.kind](width, a.hidden)
         self.heads = Heads(a.hidden, a.n_actions, a.n_categories)
 
     def embed(self, inputs: Inputs, room: int = 0) -> Tensor:
         """Scaled numbers and embeddings side by side, N x F, and ``room`` more columns without meaning."""
-        parts = [inputs.x_NF, self.action(inputs.action_N), self.category(inputs.category_N)]
+        action, category, item = (
+            self.action(inputs.action_NL),
+            self.category(inputs.category_N),
+            self.item(inputs.item_N),
+        )
+        parts = [inputs.x_NF, action.flatten(1), category, item]
         if room:
             parts.append(inputs.x_NF.new_empty(len(inputs.x_NF), room))
         return torch.cat(parts, dim=1)

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_tensors
 from models.anomaly import Reference
 from models.columns import WINDOW, Columns, sample_columns
 from models.errors import ArtefactError
-from models.features import FEATURES, FeatureSpec, declared, missing_features, numeric_width
+from models.features import FEATURES, ITEM_BUCKETS, FeatureSpec, declared, missing_features, numeric_width
 from models.network import Architecture, Network
 from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, CategoryVocabulary
 
@@ -137,6 +137,7 @@ def describe(
         "window": WINDOW,
         "utc_offset_s": features.utc_offset_s,
         "churn_horizon_s": churn_horizon_s,
+        "known_items": np.flatnonzero(features.known_items).tolist(),
         "scaling": {
             "mean": features.mean.tolist(),
             "sd": features.sd.tolist(),
@@ -218,6 +219,7 @@ def untrained(
         log_price_median=np.full(len(categories) + 1, 3.0, np.float32),
         mean=np.zeros(width, np.float32),
         sd=np.full(width, 2.0, np.float32),
+        known_items=np.arange(ITEM_BUCKETS) % 2 == 0,
     )
     nothing = np.zeros(0)
     reference = Reference.fit(nothing, nothing, np.zeros((0, 3), np.float32))
@@ -251,6 +253,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "actions",
         "categories",
         "scaling",
+        "known_items",
         "anomaly",
         "weights",
         "golden",
@@ -296,6 +299,7 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
         scaling["log_price_median"],
         scaling["mean"],
         scaling["sd"],
+        np.isin(np.arange(ITEM_BUCKETS), manifest["known_items"]),
     )
     return Artefact(
         name=manifest["name"],

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.columns import Columns
-from models.features import HASH_BUCKETS, FeatureSpec, Inputs, inputs
+from models.features import HASH_BUCKETS, ITEM_UNSEEN, FeatureSpec, Inputs, inputs
 from models.network import Network
 from models.training_log import targets_of, windows_before
 
 CHUNK = 64
 USERS_A_BATCH = 32
-# A frequent category is read as an unseen one this often, so that the fallback embeddings learn something.
-CATEGORY_DROPOUT = 0.05
+# A frequent category or item is read as an unseen one this often, so that the fallback embeddings learn something.
+NAME_DROPOUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,14 @@ def readings(network: Network, part: Sequences, chunks: list[Chunk]) -> Iterator
             state_BS = torch.zeros(B, network.trunk.state_width, device=device)
         state_BS = state_BS[:B].detach()
         event_N = torch.from_numpy(chunk.event_TB.ravel()).to(device)
-        category_N = part.inputs.category_N[event_N]
+        chosen = part.inputs.take(event_N)
         if network.training:
-            unseen = (torch.rand(len(event_N)) < CATEGORY_DROPOUT).to(device)
-            category_N = torch.where(unseen, part.bucket_N[event_N], category_N)
-        chosen = Inputs(part.inputs.x_NF[event_N], part.inputs.action_N[event_N], category_N)
+            unseen = (torch.rand(len(event_N)) < NAME_DROPOUT).to(device)
+            chosen = replace(
+                chosen,
+                category_N=torch.where(unseen, part.bucket_N[event_N], chosen.category_N),
+                item_N=torch.where(unseen, chosen.item_N.clamp_max(ITEM_UNSEEN), chosen.item_N),
+            )
         hidden_TBH, after_BS = network.trunk(network.embed(chosen).view(T, B, -1), state_BS)
         before_TBH = torch.cat([state_BS[None, :, : network.trunk.hidden], hidden_TBH[:-1]])
         held = torch.from_numpy(chunk.held_TB.ravel().nonzero()[0]).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from models.anomaly import Reference
 from models.columns import Columns
 from models.errors import TrainingError
 from models.evaluation import mean_interval, run, scored
-from models.features import FeatureSpec, numeric_width, raw_inputs
+from models.features import FeatureSpec, item_buckets, numeric_width, raw_inputs
 from models.fitting import Progress, fit_network
 from models.network import TRUNKS, Architecture, Network
 from models.registry import DEFAULT_CHURN_HORIZON_S, describe, load_artefact, save_artefact, unsaved
@@ -108,12 +109,13 @@ def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:
     medians = log_price_medians(fit, categories.index_of(fit["category"]), len(categories))
     width = numeric_width(len(log.actions))
     blank = np.zeros(width, np.float32)
-    spec = FeatureSpec(log.actions, categories, log.utc_offset_s, medians, blank, blank)
+    items = item_buckets(fit)
+    spec = FeatureSpec(log.actions, categories, log.utc_offset_s, medians, blank, blank, items)
     x_NF = raw_inputs(fit, spec).x_NF[: len(fit["row"])]
     mean, sd = x_NF.mean(dim=0), x_NF.std(dim=0, correction=0)
     # A number that never changes in training keeps its unit, so that the first change is no explosion.
     sd = torch.where(sd < 1e-3, torch.ones_like(sd), sd)
-    return FeatureSpec(log.actions, categories, log.utc_offset_s, medians, mean.numpy(), sd.numpy())
+    return replace(spec, mean=mean.numpy(), sd=sd.numpy())
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import math
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ class OneRowModel:
         hour, weekday = minute % 1440 * (tau / 1440), minute // 1440 % 7 * (tau / 7)
         window = row.window_actions[WINDOW - row.window_count :]
         recent = window[1 - WINDOW :]
-        followers = [b for a, b in zip(window, window[1:], strict=False) if a == seen.action]
+        followers = [b for a, b in pairwise(window) if a == seen.action]
         category = seen.category
         index = self._index.get(category, 0)
         priced = seen.log_price == seen.log_price  # NaN is not equal to itself

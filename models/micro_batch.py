@@ -19,10 +19,10 @@ from models.anomaly import predictability_statistics
 from models.columns import WINDOW, Columns
 from models.errors import NotFinite
 from models.features import inputs, padded_rows
+from models.networks.trunk import HALF_MAX
 from models.prepared import KEY_BITS, PreparedNetwork
 
 TOP_CATEGORIES = 20
-HALF_MAX = 65504.0
 _MICRO = 1_000_000
 # 2**23: added to a float32 below it, the sum's last 23 bits are the rounded number itself.
 _ROUNDER = 8_388_608.0
@@ -140,13 +140,13 @@ class MicroBatch:
 
     def _advance(self) -> None:
         """The recurrence, wave by wave; each state is cast before anything reads it."""
-        trunk, S, H = self.prepared.trunk, self.artefact.state_width, self.prepared.trunk.hidden
+        trunk, S = self.prepared.trunk, self.artefact.state_width
         source = torch.zeros(self.P, dtype=torch.int64)
         source[self.place] = torch.arange(self.M)
         previous = torch.zeros(self.P, dtype=torch.int64)
         previous[self.place] = torch.from_numpy(self.before)
         made = inputs(self.columns, self.artefact.features).to(self.device)
-        x = self.network.embed(made, room=H)
+        x = self.network.embed(made, room=trunk.room)
         states = torch.empty(self.B + self.P, S, dtype=torch.float16, device=self.device)
         states[: self.B] = torch.from_numpy(self.state).to(self.device)
         source, previous = source.to(self.device), previous.to(self.device)
@@ -155,18 +155,16 @@ class MicroBatch:
         for end in self.wave_ends.tolist():
             for tile in self.prepared.tiled(start, end):
                 old = states.index_select(0, previous[tile])
-                h, c = trunk.step(x.index_select(0, source[tile]), old)
-                finite += c.sum()
                 new = states[self.B + tile.start : self.B + tile.stop]
-                new[:, :H] = h  # |h| < 1: only the cell state can outgrow float16
-                new[:, H:] = c.clamp_(-HALF_MAX, HALF_MAX)
+                finite += trunk.step(x.index_select(0, source[tile]), old, new)[-1].sum()
             start = end
         if not torch.isfinite(finite):
             raise NotFinite(self._describe_not_finite(states))
         self.states = states
 
     def _describe_not_finite(self, states: Tensor) -> str:
-        bad = torch.isnan(states[self.B :].float()).any(dim=1).cpu().numpy()
+        # A state row holds no infinity: it was clamped to the greatest number.
+        bad = (~(states[self.B :].float().abs() < HALF_MAX)).any(dim=1).cpu().numpy()
         events = np.flatnonzero(bad[self.place])
         where = f"event {events[0]} (row {self.columns['row'][events[0]]})" if len(events) else "a state"
         return (

@@ -10,9 +10,20 @@ from torch import Tensor, nn
 from models.errors import ArtefactError
 from models.features import HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS, Inputs, numeric_width
 from models.heads import Heads
+from models.networks.gru import GRU
+from models.networks.linear import Linear
 from models.networks.lstm import LSTM
+from models.networks.mlp import MLP
+from models.networks.transformer import Transformer
+from models.networks.trunk import MOST_STATE_BYTES, Trunk
 
-TRUNKS = {"lstm": LSTM}
+TRUNKS: dict[str, type[Trunk]] = {
+    "linear": Linear,
+    "mlp": MLP,
+    "gru": GRU,
+    "lstm": LSTM,
+    "transformer": Transformer,
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,11 @@ class Network(nn.Module):
     """Inputs of one event and the state before it -> the state after it -> heads."""
 
     def __init__(self, architecture: Architecture) -> None:
+        """Make first weights.
+
+        Raises:
+            ArtefactError: the kind is none of this build's, or its state is too wide for a row.
+        """
         super().__init__()
         a = architecture
         if a.kind not in TRUNKS:
@@ -51,6 +67,11 @@ class Network(nn.Module):
         width = numeric_width(a.n_actions) + a.action_embedding * (1 + LAGS)
         width += a.category_embedding + a.item_embedding
         self.trunk = TRUNKS[a.kind](width, a.hidden)
+        if 2 * self.trunk.state_width > MOST_STATE_BYTES:
+            raise ArtefactError(
+                f"Architecture {a.kind!r} with {a.hidden} hidden units carries {2 * self.trunk.state_width:,} bytes of "
+                f"state a user, and a row has room for {MOST_STATE_BYTES:,}. Choose fewer hidden units."
+            )
         self.heads = Heads(a.hidden, a.n_actions, a.n_categories)
 
     def embed(self, inputs: Inputs, room: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from models.columns import WINDOW
 from models.errors import ModelError
 from models.features import TILE_ROWS
+from models.networks.trunk import PreparedTrunk
 from models.registry import Artefact
 
 _TILE_SIZES = (1024, 256, TILE_ROWS)
@@ -43,7 +44,7 @@ class PreparedNetwork:
         self.artefact, self.device = artefact, device
         network = artefact.network if device == "cpu" else copy.deepcopy(artefact.network).to(device)
         self.network = network.eval()
-        self.trunk = network.trunk.prepared()
+        self.trunk: PreparedTrunk = network.trunk.prepared()
         self.hidden = network.trunk.hidden
         known = 1 + len(artefact.categories)
         if known - 1 > MOST_CATEGORIES:
@@ -94,15 +95,19 @@ class PreparedNetwork:
     def _agreeing_tiles(self) -> tuple[int, ...]:
         """The tile sizes whose matrix products equal those of 64 rows bit for bit on this machine."""
         most, generator = _TILE_SIZES[0], torch.Generator().manual_seed(1)
-        inputs = torch.randn(most, len(self.trunk.weight_KG), generator=generator).to(self.device)
+        width = self.network.trunk.inputs + self.trunk.room
+        inputs = torch.randn(most, width, generator=generator).to(self.device)
         state = torch.randn(most, self.artefact.state_width, generator=generator).half().to(self.device)
 
         def results(size: int) -> Tensor:
             tiles = []
             for start in range(0, most, size):
-                h, c = self.trunk.step(inputs[start : start + size].clone(), state[start : start + size])
+                part = slice(start, start + size)
+                new = torch.empty_like(state[part])
+                made = self.trunk.step(inputs[part].clone(), state[part], new)
+                h = new[:, : self.hidden].float()
                 self.small_heads(h, small := torch.empty(size, self.small_width, device=self.device))
-                tiles.append(torch.cat([h, c, small, self.category_logits(h)], dim=1))
+                tiles.append(torch.cat([*made, h, small, self.category_logits(h)], dim=1))
             return torch.cat(tiles)
 
         expected = results(TILE_ROWS)

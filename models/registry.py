@@ -200,6 +200,7 @@ def untrained(
     version: str = "1",
     actions: tuple[str, ...] = DEFAULT_ACTIONS,
     categories: tuple[str, ...] = _SAMPLE_CATEGORIES,
+    architecture: str = "lstm",
     hidden: int = 64,
     **changes: Any,
 ) -> Path:
@@ -207,11 +208,11 @@ def untrained(
 
     ``changes`` are further fields of the manifest.
     """
-    architecture = Architecture(hidden=hidden, n_actions=len(actions) + 1, n_categories=len(categories))
+    sizes = Architecture(architecture, hidden, n_actions=len(actions) + 1, n_categories=len(categories))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(architecture)
-    width = numeric_width(architecture.n_actions)
+        network = Network(sizes)
+    width = numeric_width(sizes.n_actions)
     features = FeatureSpec(
         ActionVocabulary(actions),
         CategoryVocabulary(categories),
@@ -223,7 +224,7 @@ def untrained(
     )
     nothing = np.zeros(0)
     reference = Reference.fit(nothing, nothing, np.zeros((0, 3), np.float32))
-    manifest = describe(name, version, architecture, features, reference)
+    manifest = describe(name, version, sizes, features, reference)
     return save_artefact(Path(root), network, {**manifest, **changes})
 
 

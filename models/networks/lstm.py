@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.networks.trunk import HALF_MAX, Trunk
 
-class LSTM(nn.Module):
-    """One layer. The state of a user is one vector: hidden state h then cell state c, S = 2 H numbers.
+
+class LSTM(Trunk):
+    """One layer. The state is the hidden state h, then the cell state c.
+
+    S = 2 H numbers: 256 bytes a user for 64 units.
 
     Source: Hochreiter & Schmidhuber (1997); forget gate after Gers et al. (2000).
         Gate order i, f, g, o and parameter shapes as in torch.nn.LSTM, its two biases added.
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        self.hidden, self.state_width = hidden, 2 * hidden
+        super().__init__(inputs, hidden)
+        self.state_width = 2 * hidden
         self.weight_ih = nn.Parameter(torch.empty(4 * hidden, inputs))
         self.weight_hh = nn.Parameter(torch.empty(4 * hidden, hidden))
         self.bias = nn.Parameter(torch.zeros(4 * hidden))
@@ -43,24 +47,8 @@ class LSTM(nn.Module):
         """The same weights laid out for serving."""
         return PreparedLSTM(self)
 
-    def step(self, x_NF: Tensor, state_NS: Tensor) -> Tensor:
-        """Advance every user by one event; equals one time step of ``forward``.
-
-        Args:
-            x_NF: float32 inputs. Row n belongs to state row n.
-            state_NS: float32, zeros for a new user.
-
-        Returns:
-            The next state, N x S. The arguments are left unchanged.
-        """
-        return self.advance(self.project(x_NF), state_NS)
-
     def forward(self, x_TBF: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """Advance B users by T events each.
-
-        Returns:
-            h_TBH, the hidden state after each event, and the last state, B x S.
-        """
+        """See ``Trunk.forward``."""
         T, B, F = x_TBF.shape
         gates_TB4H = self.project(x_TBF.reshape(T * B, F)).view(T, B, 4 * self.hidden)
         states = []
@@ -78,26 +66,21 @@ class PreparedLSTM:
     """
 
     def __init__(self, lstm: LSTM) -> None:
-        """Copy the weights; later changes of ``lstm`` are not seen."""
-        self.hidden, self.inputs = lstm.hidden, lstm.weight_ih.shape[1]
+        self.hidden = self.room = lstm.hidden
+        self.inputs = lstm.inputs
         weight = torch.cat([lstm.weight_ih, lstm.weight_hh], dim=1).detach().clone()
         bias = lstm.bias.detach().clone()
         for doubled in (weight, bias):
             doubled[2 * self.hidden : 3 * self.hidden] *= 2
         self.weight_KG, self.bias_G = weight.t().contiguous(), bias
 
-    def step(self, xh_NK: Tensor, state_NS: Tensor) -> tuple[Tensor, Tensor]:
-        """Advance N users by one event.
-
-        Args:
-            xh_NK: float32, the inputs F, then H columns that are overwritten.
-            state_NS: float16, hidden state then cell state.
-
-        Returns:
-            h_NH and c_NH after the event, float32.
-        """
+    def step(self, x_NK: Tensor, old_NS: Tensor, new_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``PreparedTrunk.step``: h and c, whose NaN or infinity is in both."""
         H = self.hidden
-        xh_NK[:, self.inputs :] = state_NS[:, :H]
-        i, f, g, o = torch.addmm(self.bias_G, xh_NK, self.weight_KG).sigmoid_().chunk(4, dim=1)
-        c = state_NS[:, H:].float().mul_(f).add_(g.mul_(2).sub_(1).mul_(i))
-        return (c * 2).sigmoid_().mul_(2).sub_(1).mul_(o), c
+        x_NK[:, self.inputs :] = old_NS[:, :H]
+        i, f, g, o = torch.addmm(self.bias_G, x_NK, self.weight_KG).sigmoid_().chunk(4, dim=1)
+        c = old_NS[:, H:].float().mul_(f).add_(g.mul_(2).sub_(1).mul_(i))
+        h = (c * 2).sigmoid_().mul_(2).sub_(1).mul_(o)
+        new_NS[:, :H] = h  # |h| < 1: only the cell state can outgrow float16
+        new_NS[:, H:] = c.clamp(-HALF_MAX, HALF_MAX)
+        return h, c

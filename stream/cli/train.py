@@ -29,7 +29,9 @@ def train(
     version: Annotated[
         str, typer.Option("--version", help="A new one; versions are never overwritten.")
     ] = "1",
-    architecture: Annotated[str, typer.Option("--architecture", help="lstm")] = "lstm",
+    architecture: Annotated[
+        str, typer.Option("--architecture", help="linear, mlp, gru, lstm or transformer.")
+    ] = "lstm",
     bounds: Annotated[
         str,
         typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,45 +12,10 @@ from models.columns import WINDOW, take
 from models.errors import ModelError, NotFinite
 from models.features import inputs
 from models.registry import load_artefact, untrained
-from models.runtime import StepEngine, StepResult
+from models.runtime import StepEngine
 from models.vocabulary import code_of
 from tests.models import synthetic
-
-
-def in_order_of_time(columns) -> np.ndarray:
-    return np.argsort(columns["event_time_ms"], kind="stable")
-
-
-class Shop:
-    """Carries states from micro-batch to micro-batch, as a store does."""
-
-    def __init__(self, engine: StepEngine, columns):
-        self.engine, self.columns = engine, columns
-        self.state = np.zeros((int(columns["row"].max()) + 1, engine.artefact.state_width), np.float16)
-
-    def step(self, index: np.ndarray) -> StepResult:
-        users, before, part = synthetic.micro_batch(self.columns, index)
-        result = self.engine.step(self.state[users], before, part)
-        self.state[users] = result.state
-        return result
-
-
-def by_event(parts: list[tuple[np.ndarray, StepResult]], count: int) -> dict[str, np.ndarray]:
-    """Outputs of several micro-batches as if they had been one, in the order of the columns."""
-    out = {}
-    for name in (*(field.name for field in fields(StepResult)), "user_vector"):
-        if name in ("state", "hidden_state", "event_slot"):
-            continue
-        first = getattr(parts[0][1], name)
-        out[name] = np.zeros((count, *first.shape[1:]), first.dtype)
-        for index, result in parts:
-            out[name][index] = getattr(result, name)
-    return out
-
-
-def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    for name, values in one.items():
-        assert values.tobytes() == other[name].tobytes(), name
+from tests.models.micro_batches import Shop, assert_same_bits, by_event, in_order_of_time
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,9 @@ def test_users_with_one_event_each_are_refused(tmp_path):
 
 def test_an_unknown_architecture_is_refused(log, tmp_path):
     """What this build has is listed."""
-    with pytest.raises(TrainingError, match="No architecture 'abacus'; this build has lstm"):
+    with pytest.raises(
+        TrainingError, match="No architecture 'abacus'; this build has linear, mlp, gru, lstm"
+    ):
         train(log, tmp_path, architecture="abacus")
 
 

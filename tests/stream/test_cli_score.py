@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from models.network import TRUNKS
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
 from stream.files import read_records
@@ -67,9 +68,11 @@ def test_standard_streams_give_what_files_give(log: Path, model: Path, tmp_path:
     assert ran.out.replace('"topic":"stdin"', '"topic":"clicks.jsonl"') == out.read_text()
 
 
-def test_no_byte_depends_on_the_size_of_a_micro_batch(log: Path, model: Path) -> None:
-    """Predictions are the same for micro-batches of 7 and of 4,096 records."""
-    artefact = load_artefact(model)
+@pytest.mark.parametrize("architecture", TRUNKS)
+def test_no_byte_depends_on_the_size_of_a_micro_batch(log: Path, tmp_path: Path, architecture: str) -> None:
+    """Predictions of every network are the same for micro-batches of 7 and of 4,096 records."""
+    folder = untrained(tmp_path, architecture=architecture, categories=("c0", "c1", "c2"), hidden=16)
+    artefact = load_artefact(folder)
     engine, settings = StepEngine(artefact, "cpu"), load_settings({})
     records = list(records_of(read_records(log)))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import cos, isfinite, pi
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from models.checkpoint import Checkpoint
 from models.errors import TrainingError
 from models.losses import WEIGHTS, HeadWeights, head_terms, stopping_loss
 from models.network import Network
@@ -21,55 +24,152 @@ PATIENCE = 5
 LEAST_GAIN = 1e-4
 CLIP_NORM = 1.0
 
-Progress = Callable[[int, float, float, float], None]
 
+@dataclass(frozen=True)
+class Report:
+    """How far training is: within an epoch, and at its end, when ``tuning_loss`` is known.
 
-def fit_network(
-    network: Network, fit: Sequences, tune: Sequences, *, epochs: int, seed: int, progress: Progress | None
-) -> list[dict[str, Any]]:
-    """Fit in place, to the weights of the epoch that the tuning users liked best.
-
-    Returns:
-        The curve: an entry an epoch.
-
-    Raises:
-        TrainingError: the loss is not finite.
+    ``loss``: nats an event of this epoch so far, with the heads' starting weights. ``events``: of an epoch.
     """
-    weights = HeadWeights()
-    optimiser = torch.optim.Adam([*network.parameters(), *weights.parameters()], lr=LEARNING_RATE)
-    best, best_weights, since = float("inf"), _copy(network), 0
-    curve: list[dict[str, Any]] = []
-    for epoch in range(1, epochs + 1):
-        started = time.perf_counter()
-        loss = _fit_epoch(network, weights, optimiser, fit, epoch=epoch, epochs=epochs, seed=seed)
-        seconds = time.perf_counter() - started
-        nats = tuning_nats(network, tune)
+
+    epoch: int
+    epochs: int
+    events_done: int
+    events: int
+    loss: float
+    tuning_loss: float | None
+    events_per_s: float
+
+
+Progress = Callable[[Report], None]
+
+
+class Fitting:
+    """Everything that an epoch changes, from the first weights to those of the best epoch so far.
+
+    The chances of an epoch (the order of users, dropout) are drawn from the seed and the epoch's number, and the
+    learning rate is a function of how much is done. So the tensors and numbers here are all that a training needs to
+    go on in another process as if nothing had happened.
+    """
+
+    def __init__(self, network: Network, *, epochs: int, seed: int) -> None:
+        """Begin with the network's weights; it is fitted in place."""
+        self.network, self.epochs, self.seed = network, epochs, seed
+        device = next(network.parameters()).device
+        self.weights = HeadWeights().to(device)
+        self.optimiser = torch.optim.Adam(
+            [*network.parameters(), *self.weights.parameters()], lr=LEARNING_RATE
+        )
+        self.epoch, self.since_best, self.best = 0, 0, float("inf")
+        self.best_weights = self._weights()
+        self.curve: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the tuning users' loss has not fallen for ``PATIENCE`` of them."""
+        return self.epoch >= self.epochs or self.since_best >= PATIENCE
+
+    def run_epoch(self, fit: Sequences, tune: Sequences, progress: Progress | None) -> None:
+        """One pass over the events that are fitted on, and one over the tuning users'.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        began_s = time.perf_counter()
+        self.epoch += 1
+        loss = self._pass(fit, began_s, progress)
+        seconds = time.perf_counter() - began_s
+        nats = tuning_nats(self.network, tune)
         tuning = stopping_loss(nats)
         if not isfinite(loss) or not isfinite(tuning):
             raise TrainingError(
-                f"The loss is not finite in epoch {epoch}. Look for absurd prices or times in the log, or choose "
-                f"another --seed."
+                f"The loss is not finite in epoch {self.epoch}. Look for absurd prices or times in the log, or "
+                f"choose another --seed."
             )
-        curve.append(
+        self.curve.append(
             {
-                "epoch": epoch,
+                "epoch": self.epoch,
                 "loss": round(loss, 5),
                 "tuning_loss": round(tuning, 5),
                 "tuning_nats": {name: round(value, 5) for name, value in nats.items()},
-                "head_weights": weights.as_dict(),
+                "head_weights": self.weights.as_dict(),
             }
         )
-        if progress is not None:
-            progress(epoch, loss, tuning, int(fit.length.sum()) / seconds)
-        if tuning < best - LEAST_GAIN:
-            best, best_weights, since = tuning, _copy(network), 0
+        if tuning < self.best - LEAST_GAIN:
+            self.best, self.best_weights, self.since_best = tuning, self._weights(), 0
         else:
-            since += 1
-            if since >= PATIENCE:
-                break
-    network.load_state_dict(best_weights)
-    network.eval()
-    return curve
+            self.since_best += 1
+        if progress is not None:
+            events = int(fit.length.sum())
+            progress(Report(self.epoch, self.epochs, events, events, loss, tuning, events / seconds))
+
+    def _pass(self, fit: Sequences, began_s: float, progress: Progress | None) -> float:
+        torch.manual_seed(self.seed * 1_000_003 + self.epoch)
+        chunks = chunks_of(fit, np.random.default_rng([self.seed, self.epoch]))
+        parameters = [*self.network.parameters(), *self.weights.parameters()]
+        self.network.train()
+        total, done, events = 0.0, 0, int(fit.length.sum())
+        for turn, reading in enumerate(readings(self.network, fit, chunks)):
+            terms = head_terms(self.network, fit, reading)
+            loss = self.weights(terms, len(reading.event_N))
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate((self.epoch - 1 + turn / len(chunks)) / self.epochs)
+            self.optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+            self.optimiser.step()
+            total += sum(WEIGHTS[name] * float(nats.detach().sum()) for name, nats in terms.items())
+            done += len(reading.event_N)
+            if progress is not None:
+                speed = done / (time.perf_counter() - began_s)
+                progress(Report(self.epoch, self.epochs, done, events, total / done, None, speed))
+        return total / done
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: values.clone() for name, values in self.network.state_dict().items()}
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write where the training stands."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        tensors |= {f"heads.{name}": tensor for name, tensor in self.weights.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
+        numbers = {
+            "epoch": self.epoch,
+            "since_best": self.since_best,
+            "best": self.best,
+            "curve": self.curve,
+        }
+        checkpoint.save(tensors, numbers)
+
+    def resume(self, checkpoint: Checkpoint) -> bool:
+        """Go on where the checkpoint stands; false, and nothing changes, if there is none.
+
+        Raises:
+            TrainingError: it is damaged, or of another training.
+        """
+        saved = checkpoint.load()
+        if saved is None:
+            return False
+        tensors, numbers = saved
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "heads": {}, "optimiser": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.network.load_state_dict(parts["network"])
+        self.weights.load_state_dict(parts["heads"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimiser"].items():
+            number, _, rest = name.partition(".")
+            moments.setdefault(int(number), {})[rest] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        device = next(self.network.parameters()).device
+        self.best_weights = {name: tensor.to(device) for name, tensor in parts["best"].items()}
+        self.epoch, self.since_best = numbers["epoch"], numbers["since_best"]
+        self.best, self.curve = numbers["best"], numbers["curve"]
+        return True
 
 
 def learning_rate(done: float) -> float:
@@ -83,36 +183,6 @@ def learning_rate(done: float) -> float:
     return LEARNING_RATE * 0.5 * (1 + cos(pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def _fit_epoch(
-    network: Network,
-    weights: HeadWeights,
-    optimiser: torch.optim.Optimizer,
-    fit: Sequences,
-    *,
-    epoch: int,
-    epochs: int,
-    seed: int,
-) -> float:
-    """One pass over the events; returns the mean loss, with the heads' starting weights."""
-    # Chances of their own for each epoch: it runs alike whether or not the epochs before ran in this process.
-    torch.manual_seed(seed * 1_000_003 + epoch)
-    chunks = chunks_of(fit, np.random.default_rng([seed, epoch]))
-    network.train()
-    total, events = 0.0, 0
-    for turn, reading in enumerate(readings(network, fit, chunks)):
-        terms = head_terms(network, fit, reading)
-        loss = weights(terms, len(reading.event_N))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate((epoch - 1 + turn / len(chunks)) / epochs)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-        optimiser.step()
-        total += sum(WEIGHTS[name] * float(nats.detach().sum()) for name, nats in terms.items())
-        events += len(reading.event_N)
-    return total / events
-
-
 @torch.no_grad()
 def tuning_nats(network: Network, tune: Sequences) -> dict[str, float]:
     """Nats of each head summed over the events where it speaks, a tuning event, without dropout."""
@@ -123,7 +193,3 @@ def tuning_nats(network: Network, tune: Sequences) -> dict[str, float]:
             total[name] += float(nats.sum())
         events += len(reading.event_N)
     return {name: nats / events for name, nats in total.items()}
-
-
-def _copy(network: Network) -> dict[str, torch.Tensor]:
-    return {name: values.clone() for name, values in network.state_dict().items()}

@@ -73,6 +73,14 @@ def next_version(root: Path, name: str) -> str:
     return str(max(taken, default=0) + 1)
 
 
+def refuse_existing(root: Path, name: str, version: str) -> None:
+    """Raise ArtefactError if the version exists."""
+    if (root / name / version).exists():
+        raise ArtefactError(
+            f"Model {name}/{version} exists in {root}, and a version is never overwritten. Choose another version."
+        )
+
+
 def save_artefact(root: Path, network: Network, manifest: dict[str, Any]) -> Path:
     """Write ``<root>/<name>/<version>`` whole or not at all; fills in hash, size and golden outputs.
 
@@ -85,11 +93,7 @@ def save_artefact(root: Path, network: Network, manifest: dict[str, Any]) -> Pat
         ArtefactError: the version exists.
     """
     folder = root / manifest["name"] / manifest["version"]
-    if folder.exists():
-        raise ArtefactError(
-            f"Model {manifest['name']}/{manifest['version']} exists in {root}, and a version is never overwritten. "
-            f"Choose another version."
-        )
+    refuse_existing(root, manifest["name"], manifest["version"])
     weights = save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     manifest = {
         **manifest,

@@ -1,4 +1,4 @@
-"""A log split by user, and which of its events count: the same for every network and every simple method.
+"""A log split by user or by time, and which of its events count: the same for every network and every simple method.
 
 Nothing here looks at the test users but to hand them over: what is fitted reads ``fit``, what is tuned ``tune``.
 """
@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Columns
+from models.columns import Columns, take
 from models.training_log import TrainingLog, targets_of
 
 FOLDS = 5
@@ -21,12 +21,17 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts without a common user; each user's events whole, contiguous, in time order, from the first."""
+    """Three parts; each user's events contiguous, in time order, from the first.
+
+    By user, no two parts have a user in common and every history is whole. By time, ``fit`` and ``tune`` end at
+    ``from_ms``; ``test`` holds every user's whole history, of which only the events from ``from_ms`` on count.
+    """
 
     log: TrainingLog
     fit: Columns
     tune: Columns
     test: Columns
+    from_ms: int | None = None
 
     @property
     def n_actions(self) -> int:
@@ -50,29 +55,46 @@ class Scored:
     purchase: NDArray[np.bool_]
 
 
-def split_of(log: TrainingLog, bounds: tuple[int, int]) -> Split:
-    """Fit below the first share, tune up to the second, test from it (crc32(user id) % 100).
+def split_of(log: TrainingLog, bounds: tuple[int, int], from_ms: int | None = None) -> Split:
+    """Users with crc32(user id) % 100 in [first, second bound) tune.
 
-    A part may be empty; ``models.training_log.check`` refuses what cannot be learned from.
+    By user, those below are fitted on and those above test. By time, with ``from_ms``, all others are fitted on; both
+    are cut at that moment, and what comes after it tests. A part may be empty; ``models.training_log.check_parts``
+    refuses what cannot be learned from.
     """
     fit, tune = bounds
-    return Split(log, log.of_users(0, fit), log.of_users(fit, tune), log.of_users(tune, 100))
+    tuning = log.of_users(fit, tune)
+    if from_ms is None:
+        return Split(log, log.of_users(0, fit), tuning, log.of_users(tune, 100))
+    share = log.shares()
+    fitted = log.part((share < fit) | (share >= tune))
+    return Split(log, until(fitted, from_ms), until(tuning, from_ms), log.columns, from_ms)
 
 
-def scored_events(columns: Columns, purchase_code: int) -> Scored:
-    """Which events count.
+def until(columns: Columns, end_ms: int) -> Columns:
+    """Each user's events up to the first one at or after a moment; users without any left are gone."""
+    over = np.append(0, np.cumsum(columns["event_time_ms"] >= end_ms))
+    first = np.maximum.accumulate(np.where(columns["wave"] == 0, np.arange(len(over) - 1), 0))
+    part = take(columns, np.flatnonzero(over[1:] == over[first]))
+    part["row"] = (np.cumsum(part["wave"] == 0) - 1).astype(np.int32)
+    return part
+
+
+def scored_events(columns: Columns, purchase_code: int, from_ms: int | None = None) -> Scored:
+    """Which events count, of those from a moment on if one is given.
 
     Action and category: all but a user's first, which nobody can predict from the user (category: if it has
     one). Gap: events with a follower. Purchase: events of sessions whose end the log knows; none without a purchase
     action.
     """
     target = targets_of(columns, purchase_code)
-    later = columns["wave"] > 0
+    counts = columns["event_time_ms"] >= (np.iinfo(np.int64).min if from_ms is None else from_ms)
+    later = counts & (columns["wave"] > 0)
     return Scored(
         action=later,
         category=later & (columns["category"] != 0),
-        gap=target.follows,
-        purchase=target.purchase_known & (purchase_code >= 0),
+        gap=counts & target.follows,
+        purchase=counts & target.purchase_known & (purchase_code >= 0),
     )
 
 

@@ -11,16 +11,32 @@ import torch
 
 from models import calibration
 from models.anomaly import Reference
+from models.checkpoint import Checkpoint
 from models.columns import Columns
 from models.errors import TrainingError
-from models.evaluation import mean_interval, run, scored
-from models.features import FeatureSpec, item_buckets, numeric_width, raw_inputs
-from models.fitting import Progress, fit_network
+from models.evaluation import mean_interval, run
+from models.features import FeatureSpec, declared, item_buckets, numeric_width, raw_inputs
+from models.fitting import Fitting, Progress
 from models.network import TRUNKS, Architecture, Network
-from models.registry import DEFAULT_CHURN_HORIZON_S, describe, load_artefact, save_artefact, unsaved
+from models.registry import (
+    DEFAULT_CHURN_HORIZON_S,
+    Artefact,
+    describe,
+    load_artefact,
+    refuse_existing,
+    save_artefact,
+    unsaved,
+)
 from models.runtime import StepEngine
 from models.sequences import Sequences, chunks_of, readings, sequences_of
-from models.training_log import TrainingLog, check, frequent_categories, log_price_medians
+from models.split import Split, scored_events, split_of
+from models.training_log import (
+    TrainingLog,
+    check_bounds,
+    check_parts,
+    frequent_categories,
+    log_price_medians,
+)
 from models.vocabulary import CategoryVocabulary
 
 
@@ -35,10 +51,15 @@ def train(
     bounds: tuple[int, int] = (60, 70),
     epochs: int = 30,
     seed: int = 1,
+    split_time_ms: int | None = None,
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
+    device: str = "cpu",
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Fit a network on the log's training users and write it as ``<root>/<name>/<version>``.
+
+    After every epoch a checkpoint lies in a hidden folder beside the future version; it goes when that is written.
 
     Args:
         log: folded events; users with crc32(user id) % 100 below ``bounds[0]`` are fitted on, those below
@@ -49,58 +70,117 @@ def train(
         architecture: of the trunk, a name of ``models.network.TRUNKS``.
         hidden: the trunk's units.
         bounds: the two shares.
-        seed: of the first weights, of dropout and of the order of users.
-        churn_horizon_s: the silence whose probability is the churn probability.
         epochs: at most; training stops when the tuning users' loss has not fallen for 5 epochs.
-        progress: called after each epoch with its number from 1, both losses (nats) and events a second.
+        seed: of the first weights, of dropout and of the order of users.
+        split_time_ms: events from this moment on measure, and the users that neither tune nor fit are fitted on
+            too; see ``models.split.split_of``.
+        churn_horizon_s: the silence whose probability is the churn probability.
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is one.
+        resume: go on from the checkpoint of the same settings, if there is one.
+        progress: called after each chunk and each epoch.
 
     Returns:
-        The new folder. Equal logs, settings, seed and machine give equal weights.
+        The new folder. Equal logs, settings, seed and machine give equal weights, resumed or not.
 
     Raises:
-        TrainingError: the log or the bounds leave nothing to learn from, or the loss is not finite.
+        TrainingError: the log or the split leaves nothing to learn from, the loss is not finite, the device is
+            missing, or the checkpoint is of other settings.
         ArtefactError: the version exists.
     """
-    check(log, bounds)
+    check_bounds(bounds)
     if architecture not in TRUNKS:
         raise TrainingError(f"No architecture {architecture!r}; this build has {', '.join(TRUNKS)}.")
+    device = _device(device)
+    split = split_of(log, bounds, split_time_ms)
+    check_parts(log, bounds, split.fit, split.tune)
+    settings = {
+        "log": log.digest,
+        "events": len(log.columns["row"]),
+        "actions": list(log.actions.names),
+        "utc_offset_s": log.utc_offset_s,
+        "features": declared(),
+        "architecture": architecture,
+        "hidden": hidden,
+        "bounds": bounds,
+        "split_time_ms": split_time_ms,
+        "epochs": epochs,
+        "seed": seed,
+        "device": device,
+    }
+    checkpoint = Checkpoint.beside(root, name, version, settings)
+    if (root / name / version).exists():
+        checkpoint.remove()
+        refuse_existing(root, name, version)
+
     # Sums split over threads round differently: one thread keeps training repeatable.
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    fit, tune = log.of_users(0, bounds[0]), log.of_users(*bounds)
-    spec = fit_features(log, fit)
+    spec = fit_features(log, split.fit)
     sizes = Architecture(architecture, hidden, n_actions=len(log.actions), n_categories=len(spec.categories))
-    network = Network(sizes)
-    purchase = log.actions.names.index("purchase") if "purchase" in log.actions.names else -1
-    tuning = sequences_of(tune, spec, purchase)
-    curve = fit_network(
-        network, sequences_of(fit, spec, purchase), tuning, epochs=epochs, seed=seed, progress=progress
-    )
+    network = Network(sizes).to(device)
+    tuning = sequences_of(split.tune, spec, split.purchase_code).to(device)
+    curve = _fit(network, split, spec, tuning, epochs, seed, checkpoint, resume, progress)
     divisor = _calibrate(network, tuning)
+    network.to("cpu")
 
     training = {
-        "events": len(fit["row"]),
-        "users": int(fit["row"].max()) + 1,
+        "events": len(split.fit["row"]),
+        "users": int(split.fit["row"].max()) + 1,
         "bounds": list(bounds),
-        "from_ms": int(fit["event_time_ms"].min()),
-        "to_ms": int(fit["event_time_ms"].max()),
+        "split_time_ms": split_time_ms,
+        "from_ms": int(split.fit["event_time_ms"].min()),
+        "to_ms": int(split.fit["event_time_ms"].max()),
         "files": list(log.files),
         "sha256": log.digest,
         "seed": seed,
+        "device": device,
         "curve": curve,
         "temperature": round(divisor, 4),
     }
     blank = Reference.fit(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.float32))
     draft = unsaved(network, describe(name, version, sizes, spec, blank, churn_horizon_s=churn_horizon_s))
-    seen = run(StepEngine(draft, device="cpu"), tune)
-    reference = Reference.fit(tune["life_events"], seen.surprisal_nats, seen.statistics)
+    seen = run(StepEngine(draft, device="cpu"), split.tune)
+    reference = Reference.fit(split.tune["life_events"], seen.surprisal_nats, seen.statistics)
     manifest = describe(
         name, version, sizes, spec, reference, churn_horizon_s=churn_horizon_s, training=training
     )
-    manifest["metrics"] = _measure(unsaved(network, manifest), log, bounds)
+    manifest["metrics"] = _measure(unsaved(network, manifest), split)
     folder = save_artefact(root, network, manifest)
     load_artefact(folder)
+    checkpoint.remove()
     return folder
+
+
+def _device(name: str) -> str:
+    if name not in {"auto", "cpu", "cuda"}:
+        raise TrainingError(f"No device {name!r}. Use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("There is no CUDA device here. Use --device cpu, or auto.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _fit(
+    network: Network,
+    split: Split,
+    spec: FeatureSpec,
+    tuning: Sequences,
+    epochs: int,
+    seed: int,
+    checkpoint: Checkpoint,
+    resume: bool,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Run the epochs that are not done yet; leaves the best one's weights in the network, and returns the curve."""
+    fitting = Fitting(network, epochs=epochs, seed=seed)
+    if resume:
+        fitting.resume(checkpoint)
+    fitted = sequences_of(split.fit, spec, split.purchase_code).to(str(tuning.action_N.device))
+    while not fitting.finished:
+        fitting.run_epoch(fitted, tuning, progress)
+        fitting.save(checkpoint)
+    network.load_state_dict(fitting.best_weights)
+    network.eval()
+    return fitting.curve
 
 
 def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:
@@ -122,24 +202,23 @@ def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:
 def _calibrate(network: Network, tune: Sequences) -> float:
     """Fit the temperature of the next action on the tuning users' later events, and apply it."""
     later_N = torch.ones_like(tune.action_N, dtype=torch.bool)
-    later_N[torch.from_numpy(tune.first)] = False
+    later_N[torch.from_numpy(tune.first).to(later_N.device)] = False
     logits, actions = [], []
     for reading in readings(network, tune, chunks_of(tune, None)):
         held = later_N[reading.event_N]
         logits.append(network.heads.small(reading.before_NH[held])[:, : network.heads.n_actions])
         actions.append(tune.action_N[reading.event_N[held]])
-    divisor = calibration.temperature(torch.cat(logits), torch.cat(actions))
+    divisor = calibration.temperature(torch.cat(logits).cpu(), torch.cat(actions).cpu())
     calibration.apply(network, divisor)
     return divisor
 
 
-def _measure(artefact: Any, log: TrainingLog, bounds: tuple[int, int]) -> dict[str, Any]:
+def _measure(artefact: Artefact, split: Split) -> dict[str, Any]:
     """Next-action log-loss of tuning and test users, as served."""
     metrics: dict[str, Any] = {}
-    for label, first, end in (("tuning", *bounds), ("test", bounds[1], 100)):
-        columns = log.of_users(first, end)
-        later = scored(columns)
-        if later.any():
-            loss = run(StepEngine(artefact, device="cpu"), columns).terms[later, 0]
-            metrics[label] = mean_interval(loss, columns["row"][later]).as_dict("next_action", "log_loss")
+    for label, columns, from_ms in (("tuning", split.tune, None), ("test", split.test, split.from_ms)):
+        counts = scored_events(columns, split.purchase_code, from_ms).action
+        if counts.any():
+            loss = run(StepEngine(artefact, device="cpu"), columns).terms[counts, 0]
+            metrics[label] = mean_interval(loss, columns["row"][counts]).as_dict("next_action", "log_loss")
     return metrics

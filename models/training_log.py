@@ -55,24 +55,31 @@ def by_user(columns: Columns) -> Columns:
     return take(columns, np.lexsort((columns["wave"], columns["row"])))
 
 
-def check(log: TrainingLog, bounds: tuple[int, int]) -> None:
-    """Refuse what cannot be learned from, in a sentence.
+def check_bounds(bounds: tuple[int, int]) -> None:
+    """Refuse shares that contradict each other.
 
     Raises:
-        TrainingError: bounds contradict each other, or a part of the split has no user with two events.
+        TrainingError: they do.
     """
     fit, tune = bounds
     if not 0 < fit < tune <= 100:
         raise TrainingError(
             f"--bounds {fit},{tune} must be two shares with 0 < fit < tune <= 100, for example 60,70."
         )
-    share = log.shares()[log.columns["row"]]
-    later = log.columns["wave"] > 0
-    for label, first, end in (("fit", 0, fit), ("tune", fit, tune)):
-        if not (later & (share >= first) & (share < end)).any():
+
+
+def check_parts(log: TrainingLog, bounds: tuple[int, int], fit: Columns, tune: Columns) -> None:
+    """Refuse parts of a log that nothing can be learned from.
+
+    Raises:
+        TrainingError: a part has no user with two events.
+    """
+    for label, part in (("fit", fit), ("tune", tune)):
+        if not (part["wave"] > 0).any():
             raise TrainingError(
-                f"No user with two or more events falls into the part to {label} on (crc32(user) % 100 from {first} "
-                f"to {end - 1}; the log has {len(log.user_ids)} users). Give a larger log or other --bounds."
+                f"No user with two or more events falls into the part to {label} on (the log has "
+                f"{len(log.columns['row']):,} events of {len(log.user_ids):,} users, split at {bounds[0]},{bounds[1]} "
+                f"of crc32(user) % 100). Give a larger log, other --bounds or another --split-time."
             )
 
 

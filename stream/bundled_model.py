@@ -6,9 +6,8 @@ network nor the chains were fitted or tuned on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +15,9 @@ from models.simulator.simulate import simulate
 from models.training_log import TrainingLog
 from stream.files import FileRecord, LogFile
 from stream.training_log import training_log
+
+if TYPE_CHECKING:
+    from models.fitting import Progress
 
 BOUNDS = (60, 70)
 
@@ -39,7 +41,7 @@ def make(
     events: int,
     seed: int,
     epochs: int,
-    progress: Callable[[int, float, float, float], None],
+    progress: Progress,
 ) -> tuple[Path, dict[str, Any]]:
     """Train the model and compare it on unseen users.
 

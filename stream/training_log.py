@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def training_log(
     rules: FoldRules | None = None,
     utc_offset_s: int = 0,
     actions: ActionVocabulary | None = None,
+    below_share: int = 100,
 ) -> TrainingLog:
     """Fold whole files, one user's events in their order, every user from a blank row.
 
@@ -34,6 +36,8 @@ def training_log(
         rules: of sessions and lateness, those of the worker that will serve the model.
         utc_offset_s: the shop's clock against UTC.
         actions: of the model that will be measured; without, those of the events (``actions_of``).
+        below_share: only users with crc32(user id) % 100 below this are asked for actions, since a vocabulary must not
+            know what only other users did; all are asked if there are none.
 
     Raises:
         InputFileError: no line of the files is an event.
@@ -54,7 +58,8 @@ def training_log(
         raise InputFileError(
             f"No line of {names} is an event. Name the right --format, or see `foreclick doctor`."
         )
-    vocabulary = actions or actions_of(events)
+    asked = [event for event in events if crc32(event.user_id.encode()) % 100 < below_share]
+    vocabulary = actions or actions_of(asked or events)
     users = {user: row for row, user in enumerate(dict.fromkeys(event.user_id for event in events))}
     row = np.fromiter((users[event.user_id] for event in events), np.int32, len(events))
     count = len(events)

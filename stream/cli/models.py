@@ -93,19 +93,20 @@ def make(
     """Train the bundled model on the simulator and compare it on users that it did not see."""
     from models.registry import bundled, next_version
     from stream.bundled_model import make as make_model
-    from stream.cli.train import print_epoch
+    from stream.cli.train import training_progress
 
     root = out or bundled().parents[1]
-    folder, result = make_model(
-        root,
-        name=name,
-        version=version or next_version(root, name),
-        users=users,
-        events=events,
-        seed=seed,
-        epochs=epochs,
-        progress=print_epoch,
-    )
+    with training_progress() as progress:
+        folder, result = make_model(
+            root,
+            name=name,
+            version=version or next_version(root, name),
+            users=users,
+            events=events,
+            seed=seed,
+            epochs=epochs,
+            progress=progress,
+        )
     lines = [f"{folder}", "next-action log-loss on unseen users, 95 % interval by user:"]
     for label, entry in result.items():
         lines.append(

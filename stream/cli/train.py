@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stream.cli.options import Columns, Delimiter, Format, Json, Limit, NoHeader, Order, TimeFormat, finish
+
+if TYPE_CHECKING:
+    from models.fitting import Progress, Report
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +33,8 @@ def train(
     ],
     name: Annotated[str, typer.Option("--name", help="The model's name.")] = "shop",
     version: Annotated[
-        str, typer.Option("--version", help="A new one; versions are never overwritten.")
-    ] = "1",
+        str | None, typer.Option("--version", help="Never overwritten; the next free number by default.")
+    ] = None,
     architecture: Annotated[
         str, typer.Option("--architecture", help="linear, mlp, gru, lstm or transformer.")
     ] = "lstm",
@@ -38,8 +44,25 @@ def train(
             "--bounds", help="Shares of crc32(user) % 100: fit below the first, tune up to the second."
         ),
     ] = "60,70",
+    split_time: Annotated[
+        str | None,
+        typer.Option(
+            "--split-time",
+            help="Split by time instead: events from this moment on test (ISO 8601, UTC unless it says otherwise, or "
+            "unix milliseconds); the users between --bounds tune, all others fit.",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="At most so many passes over the log.")] = 15,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights and the order of users.")] = 1,
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, or auto: CUDA where there is one.")
+    ] = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on after the last whole epoch of the same training, if it was cut off."
+        ),
+    ] = False,
     utc_offset_s: Annotated[
         int, typer.Option("--utc-offset-s", help="The shop's clock against UTC, seconds.")
     ] = 0,
@@ -56,12 +79,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fit on most users, tune on some, measure next-action log-loss on the rest."""
-    from models.registry import load_artefact
+    from models.registry import load_artefact, next_version
     from models.training import train as fit
     from stream.files import read_log
     from stream.training_log import training_log
 
     limits = parsed_bounds(bounds)
+    split_time_ms = None if split_time is None else parsed_time_ms(split_time)
     logs = [
         read_log(
             file,
@@ -75,35 +99,90 @@ def train(
         )
         for file in files
     ]
-    folder = fit(
-        training_log(logs, utc_offset_s=utc_offset_s),
-        out,
-        name=name,
-        version=version,
-        architecture=architecture,
-        bounds=limits,
-        epochs=epochs,
-        seed=seed,
-        churn_horizon_s=churn_horizon_s,
-        progress=print_epoch,
-    )
+    folded = training_log(logs, utc_offset_s=utc_offset_s, below_share=100 if split_time else limits[0])
+    with training_progress() as progress:
+        folder = fit(
+            folded,
+            out,
+            name=name,
+            version=version or next_version(out, name),
+            architecture=architecture,
+            bounds=limits,
+            epochs=epochs,
+            seed=seed,
+            split_time_ms=split_time_ms,
+            churn_horizon_s=churn_horizon_s,
+            device=device,
+            resume=resume,
+            progress=progress,
+        )
     metrics = load_artefact(folder).manifest["metrics"]
     text = [f"{folder}"]
     for part, entry in metrics.items():
         text.append(
-            f"next-action log-loss, {part} users: {entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}], "
+            f"next-action log-loss, {part} part: {entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}], "
             f"{entry['n']} events"
         )
     finish({"model": str(folder), "metrics": metrics}, "\n".join(text), as_json)
 
 
-def print_epoch(epoch: int, loss: float, tuning_loss: float, events_per_s: float) -> None:
-    """One line an epoch, on standard error."""
-    print(
-        f"epoch {epoch}: loss {loss:.4f}, tuning users {tuning_loss:.4f} nats an event, {events_per_s:,.0f} events/s",
-        file=sys.stderr,
-        flush=True,
+@contextmanager
+def training_progress() -> Iterator[Progress]:
+    """A line an epoch on standard error, and on a terminal a bar below them."""
+    if not sys.stderr.isatty():
+        yield (
+            lambda report: print(line, file=sys.stderr, flush=True) if (line := epoch_line(report)) else None
+        )
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("epoch 1", total=None)
+
+        def advance(report: Report) -> None:
+            if line := epoch_line(report):
+                bar.console.print(line, highlight=False)
+            bar.update(
+                task,
+                description=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  "
+                f"{report.events_per_s:,.0f} events/s",
+                total=report.epochs * report.events,
+                completed=(report.epoch - 1) * report.events + report.events_done,
+            )
+
+        yield advance
+
+
+def epoch_line(report: Report) -> str:
+    """What an epoch brought; nothing before its end."""
+    if report.tuning_loss is None:
+        return ""
+    return (
+        f"epoch {report.epoch}: loss {report.loss:.4f}, tuning users {report.tuning_loss:.4f} nats an event, "
+        f"{report.events_per_s:,.0f} events/s"
     )
+
+
+def parsed_time_ms(text: str) -> int:
+    """Unix milliseconds of an ISO 8601 moment, or of their own digits.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    from stream.errors import ConfigurationError
+
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"--split-time {text!r} is no moment. Write for example 2026-01-31, 2026-01-31T18:00:00+08:00 or unix "
+            f"milliseconds."
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def parsed_bounds(text: str) -> tuple[int, int]:

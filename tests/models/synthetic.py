@@ -56,7 +56,7 @@ def columns_of(histories: list[list[dict]], actions: tuple[str, ...] = ACTIONS) 
             action = names.index(event["action"]) if event["action"] in names else len(names) - 1
             category = code_of(event["category"]) if event["category"] else 0
             item = code_of(event["item"]) if event["item"] else 0
-            gap_ms = -1 if last_ms is None else event["time_ms"] - last_ms
+            gap_ms = -1 if last_ms is None else max(event["time_ms"] - last_ms, 0)
             new = last_ms is None or gap_ms > SESSION_GAP_MS
             if new:
                 session[:], index, position = 0, index + 1, 0
@@ -66,7 +66,7 @@ def columns_of(histories: list[list[dict]], actions: tuple[str, ...] = ACTIONS) 
             row = {name: column[at] for name, column in columns.items() if column.ndim > 1}
             row["action_age_s"][:] = NEVER_S
             for other, then_s in last_s.items():
-                row["action_age_s"][other] = min(event["time_ms"] // 1000 - then_s, NEVER_S - 1)
+                row["action_age_s"][other] = min(max(event["time_ms"] // 1000 - then_s, 0), NEVER_S - 1)
             last_s[action] = event["time_ms"] // 1000
             columns["repeat_item"][at] = item != 0 and item in [slot[2] for slot in window]
             columns["repeat_category"][at] = category != 0 and category in [slot[1] for slot in window]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.split import Split, at_lag, cross_fitted, cross_splits, next_gap_s, scored_events, split_of
+from models.split import Split, at_lag, cross_fitted, cross_splits, next_gap_s, scored_events, split_of, until
 from models.training_log import TrainingLog
 from models.vocabulary import ActionVocabulary
 from tests.models import synthetic
@@ -92,3 +92,29 @@ def test_a_vocabulary_without_purchases_has_no_purchase_code(log):
     assert split_of(plain, (50, 60)).purchase_code == -1
     assert isinstance(split_of(log, (50, 60)), Split)
     assert split_of(log, (50, 60)).purchase_code == 2
+
+
+def test_a_split_by_time_fits_and_tunes_on_what_came_before(log):
+    """No event of the moment or later is learned from; tuning users are fitted on by nobody; all later events test."""
+    moment = int(np.median(log.columns["event_time_ms"]))
+    split = split_of(log, (50, 60), moment)
+    for part in (split.fit, split.tune):
+        assert part["event_time_ms"].max() < moment
+        assert (part["wave"] == 0).sum() == part["row"].max() + 1
+    by_user = split_of(log, (50, 60))
+    earlier = sum((part["event_time_ms"] < moment).sum() for part in (by_user.fit, by_user.test))
+    assert len(split.fit["row"]) == earlier
+    assert len(split.tune["row"]) == (by_user.tune["event_time_ms"] < moment).sum()
+    counted = scored_events(split.test, split.purchase_code, split.from_ms).action
+    later = (log.columns["event_time_ms"] >= moment) & (log.columns["wave"] > 0)
+    np.testing.assert_array_equal(counted, later)
+
+
+def test_a_late_event_after_the_moment_is_not_learned_from():
+    """A history ends at its first event of the moment: what arrived after it is future, whatever its time says."""
+    times = [1000, 5000, 2000, 6000]
+    history = [{"time_ms": t, "action": "view", "category": None, "item": None, "price": None} for t in times]
+    columns = synthetic.columns_of([history, history[:1], history[1:]])
+    assert until(columns, 4000)["event_time_ms"].tolist() == [1000, 1000]
+    assert until(columns, 4000)["row"].tolist() == [0, 1]
+    assert len(until(columns, 0)["row"]) == 0

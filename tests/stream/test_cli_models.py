@@ -68,3 +68,24 @@ def test_verify_refuses_a_damaged_model(tmp_path):
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(ArtefactError, match="has 0 bytes"):
         runner.invoke(app, ["models", "verify", str(folder)], catch_exceptions=False)
+
+
+def test_train_splits_by_time_and_says_an_epoch_a_line(log, tmp_path):
+    """Events from the moment on measure; each epoch is one line on standard error, elsewhere than on a terminal."""
+    arguments = ["train", str(log), "--columns", "user=who,time=when,action=what,category=kind", "--time-format", "s",
+                 "--out", str(tmp_path), "--epochs", "2", "--split-time", "2023-11-16", "--json"]  # fmt: skip
+    result = runner.invoke(app, arguments, catch_exceptions=False)
+    last = json.loads(result.stdout.strip().splitlines()[-1])
+    shown = json.loads(runner.invoke(app, ["models", "show", last["model"], "--json"]).stdout)
+    assert shown["training"]["split_time_ms"] == 1_700_092_800_000
+    assert shown["training"]["to_ms"] < 1_700_092_800_000
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["epoch 1", "epoch 2"]
+    assert "nats an event" in result.stderr
+    assert "events/s" in result.stderr
+
+
+def test_a_split_time_that_is_no_moment_is_refused(log, tmp_path):
+    """The message shows how to write one."""
+    arguments = ["train", str(log), "--out", str(tmp_path), "--split-time", "tomorrow"]
+    with pytest.raises(ConfigurationError, match=r"is no moment\. Write for example 2026-01-31"):
+        runner.invoke(app, arguments, catch_exceptions=False)

@@ -86,3 +86,13 @@ def test_simulated_events_fold_whole():
     log = simulated_log(40, 1200, seed=5)
     assert len(log.columns["row"]) == 1200
     assert set(log.user_ids) == {event.user_id for event in simulate(40, 1200, 5).events}
+
+
+def test_the_vocabulary_of_actions_is_of_users_below_a_share():
+    """What only other users did is no name that the model may know; it becomes ``other``."""
+    # crc32 modulo 100: of a 7, of b 81.
+    events = [event("a", 0, "tap"), event("b", 1, "swipe"), event("a", 2, "tap"), event("b", 3, "tap")]
+    log = training_log([log_file(events)], below_share=60)
+    assert log.actions.names == ("tap", "other")
+    assert log.columns["action"].tolist() == [0, 0, 1, 0]
+    assert training_log([log_file(events)], below_share=5).actions.names == ("tap", "swipe", "other")

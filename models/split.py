@@ -110,7 +110,7 @@ def next_gap_s(columns: Columns) -> NDArray[np.float64]:
 def at_lag(column: NDArray, columns: Columns, lag: int, missing: Any) -> NDArray:
     """The value of a column (N, ...) at the user's ``lag``-th event before each event, ``missing`` where none is."""
     before = np.full_like(column, missing)
-    before[lag:] = column[: len(column) - lag]
+    before[lag:] = column[: max(len(column) - lag, 0)]
     before[columns["wave"] < lag] = missing
     return before
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models.columns import Columns
 from models.evaluation.answers import Answers
 from models.evaluation.comparison import Comparison, add_baselines, compare_model, purchase_threshold
-from models.evaluation.predictions import predictions_of
+from models.evaluation.predictions import Predictions, predictions_of
 from models.registry import Artefact, load_artefact
 from models.runtime import StepEngine
 from models.split import Split, split_of
+from models.training_log import TrainingLog
 from stream.errors import ConfigurationError, InputFileError
-from stream.files import read_log
+from stream.files import LogFile, read_log
 from stream.formats.tpp import TPP, UNIT_S
+from stream.rebuilt import rebuilt_predictions, sample_of_users
 from stream.sessions import FoldRules
 from stream.settings import Settings
 from stream.training_log import training_log
@@ -26,14 +30,18 @@ from stream.training_log import training_log
 class Read:
     """A checked model and the users of a log on whom it is measured.
 
-    ``columns``: of the measured users; ``crossed``: these are all users of the log.
+    ``columns``: of the measured users; ``measured``: ``test`` or ``all`` users of the log; ``crossed``: baselines are
+    fitted on those of them who are not being measured, fold by fold.
     """
 
     artefact: Artefact
     split: Split
     columns: Columns
     bounds: tuple[int, int] | None
+    measured: str
     crossed: bool
+    file: str
+    digest: str
     format: str
     gap_unit_s: float
     notes: tuple[str, ...]
@@ -52,19 +60,27 @@ class Read:
                 "sha256": self.artefact.manifest["weights"]["sha256"],
                 "entry": self.method,
             },
-            "file": ", ".join(self.split.log.files),
-            "sha256": self.split.log.digest,
+            "file": self.file,
+            "sha256": self.digest,
             "format": self.format,
-            "split": "all" if self.crossed else "test",
+            "split": self.measured,
             "bounds": self.bounds,
             "users": int((self.columns["wave"] == 0).sum()),
             "events": len(self.columns["row"]),
             "gap_unit_s": self.gap_unit_s,
+            "actions": list(self.artefact.actions.names),
         }
 
 
 def read_for(
-    model: Path, file: str, settings: Settings, *, split: str, bounds: str | None, **options: Any
+    model: Path,
+    file: str,
+    settings: Settings,
+    *,
+    split: str,
+    bounds: str | None,
+    baselines_on: str | None = None,
+    **options: Any,
 ) -> Read:
     """Load a model, and the users of a log on whom it can be measured.
 
@@ -74,6 +90,7 @@ def read_for(
         settings: limits of sessions and lateness.
         split: ``test`` or ``all``.
         bounds: two shares ``a,b``; None takes those that the model was trained with.
+        baselines_on: a log of other users, such as the model's, on which the baselines are fitted; needs ``all``.
 
     Raises:
         ConfigurationError: an unknown split, or bounds that nobody knows.
@@ -89,10 +106,22 @@ def read_for(
             f"Model {artefact.name}/{artefact.version} does not say on which users it was trained. Give --bounds as "
             f"for its training, or --split all if the log is of other users."
         )
+    if baselines_on is not None and (split != "all" or len(shares) != 2):
+        raise ConfigurationError(
+            "--baselines-on is for --split all of another log, with the bounds of the model or of --bounds; with "
+            "--split test the baselines are fitted on the log itself."
+        )
     read = read_log(file, **options)
     rules = FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000)
-    log = training_log([read], rules, artefact.features.utc_offset_s, artefact.actions)
-    parts = split_of(log, shares if split == "test" else (0, 0))
+
+    def folded(file: LogFile) -> TrainingLog:
+        return training_log([file], rules, artefact.features.utc_offset_s, artefact.actions)
+
+    log = folded(read)
+    if baselines_on is None:
+        parts = split_of(log, shares if split == "test" else (0, 0))
+    else:
+        parts = replace(split_of(folded(read_log(baselines_on, **options)), shares), test=log.columns)
     columns = parts.test if split == "test" else log.columns
     if not len(columns["row"]):
         raise InputFileError(
@@ -116,8 +145,11 @@ def read_for(
         artefact=artefact,
         split=parts,
         columns=columns,
-        bounds=(shares[0], shares[1]) if split == "test" else None,
-        crossed=split == "all",
+        bounds=(shares[0], shares[1]) if split == "test" or baselines_on else None,
+        measured=split,
+        crossed=split == "all" and baselines_on is None,
+        file=Path(read.name).name,
+        digest=log.digest,
         format=read.format,
         gap_unit_s=UNIT_S if read.format == TPP.name else 1.0,
         notes=tuple(notes),
@@ -142,15 +174,25 @@ def parsed_bounds(text: str) -> tuple[int, int]:
     return fit, tune
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """The model's predictions of the measured events, what they are worth, and what rebuilding costs if asked."""
+
+    made: Predictions
+    comparison: Comparison
+    rebuilt: Comparison | None
+
+
 def evaluated(
     read: Read,
     settings: Settings,
     *,
     with_baselines: bool,
+    with_rebuilt: bool = False,
     advance: Callable[[int], None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Comparison:
-    """Run the model as the worker would, measure it and, if asked, the baselines."""
+) -> Evaluated:
+    """Run the model as the worker would, measure it and, if asked, the baselines and the price of rebuilt states."""
     engine = StepEngine(read.artefact, device=settings.device)
     purchase = read.split.purchase_code
     made = predictions_of(engine, read.columns, advance)
@@ -170,4 +212,61 @@ def evaluated(
         )
     if with_baselines:
         add_baselines(comparison, read.split, read.crossed, tell)
+    rebuilt = None
+    if with_rebuilt:
+        if tell is not None:
+            tell("states rebuilt from windows")
+        rebuilt = _rebuilt(read, engine, settings, threshold)
+        comparison.notes += rebuilt.notes
+    return Evaluated(made, comparison, rebuilt)
+
+
+def _rebuilt(read: Read, engine: StepEngine, settings: Settings, threshold: float | None) -> Comparison:
+    """The model with states rebuilt before each event beside itself with carried states, on a sample of the users."""
+    sample = sample_of_users(read.columns)
+    answers = Answers(sample, read.split.purchase_code, read.gap_unit_s)
+    made = rebuilt_predictions(engine, sample, settings.session_gap_s * 1000)
+    comparison = compare_model(f"{read.method}_rebuilt", answers, made, threshold)
+    carried = predictions_of(engine, sample)
+    for head in answers.heads():
+        comparison.add(head, f"{read.method}_carried", answers.of_model(head, carried, threshold))
+    comparison.notes = [
+        f"Rebuilt states were measured on {answers.users} of {int((read.columns['wave'] == 0).sum())} users, "
+        f"{len(sample['row'])} events."
+    ]
+    own = "next_action"
+    for each in comparison.differences():
+        if (each["head"], each["metric"]) == (own, "log_loss"):
+            comparison.notes.append(
+                f"A state rebuilt from the {read.artefact.window} events of the window costs {each['value']:+.4f} "
+                f"[{each['low']:+.4f}, {each['high']:+.4f}] nats of next-action log-loss against the carried one."
+            )
     return comparison
+
+
+def write_report(folder: Path, result: dict[str, Any], done: Evaluated, read: Read) -> None:
+    """Write report.html and metrics.json, each whole or not at all.
+
+    Raises:
+        InputFileError: the folder cannot be made or written.
+    """
+    from models.evaluation.report import page  # draws: a library that takes a while to load
+
+    curve = read.artefact.manifest["training"].get("curve", [])
+    files = {
+        "metrics.json": json.dumps(result, indent=1) + "\n",
+        "report.html": page(result, done.comparison, done.rebuilt, done.made, curve),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            draft = folder / f".{name}.{os.getpid()}.part"
+            try:
+                draft.write_text(text, "utf-8")
+                draft.replace(folder / name)
+            finally:
+                draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputFileError(
+            f"The report cannot be written to {folder}: {error.strerror}. Name another folder with --report."
+        ) from error

@@ -68,6 +68,7 @@ def test_heavy_libraries_are_not_loaded_before_a_command_runs() -> None:
         "sklearn",
         "lightgbm",
         "scipy",
+        "matplotlib",
         "testcontainers",
         "docker",
     }

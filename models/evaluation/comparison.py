@@ -38,13 +38,14 @@ Tell = Callable[[str], None]
 class Comparison:
     """Every figure of a model and of what it is compared with.
 
-    ``estimates[head][name]`` are those of the model (its own name) and of each baseline; ``notes`` are sentences that
-    a reader of the figures must know.
+    ``estimates[head][name]`` are those of the model (its own name) and of each baseline; ``purchase_by_method`` keeps
+    their purchase probabilities (N,) for curves; ``notes`` are sentences that a reader of the figures must know.
     """
 
     model: str
     answers: Answers
     estimates: dict[str, dict[str, list[Estimate]]] = field(default_factory=dict)
+    purchase_by_method: dict[str, NDArray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, head: str, name: str, estimates: list[Estimate]) -> None:
@@ -112,6 +113,7 @@ def compare_model(
     comparison = Comparison(name, answers)
     for head in answers.heads():
         comparison.add(head, name, answers.of_model(head, made, purchase_threshold))
+    comparison.purchase_by_method[name] = made.purchase
     comparison.notes += [f"{head} is not measured: {why}." for head, why in answers.missing.items()]
     return comparison
 
@@ -137,6 +139,8 @@ def add_baselines(comparison: Comparison, split: Split, crossed: bool, tell: Tel
                 tell(f"{name} for {head.replace('_', ' ')}")
             predicted = cross_fitted(split.log, baseline) if crossed else baseline(split)
             comparison.add(head, name, comparison.answers.of_baseline(head, predicted))
+            if head == "purchase":
+                comparison.purchase_by_method[name] = predicted
 
 
 def purchase_threshold(answers: Answers, p_N: NDArray) -> float | None:

@@ -14,7 +14,7 @@ from models.runtime import StepEngine
 from models.split import at_lag
 
 _EVENTS_AT_ONCE = 100_000
-_KEPT_BY_EVENT = (
+KEPT_BY_EVENT = (
     "next_action",
     "top_category",
     "top_category_probability",
@@ -59,7 +59,7 @@ def predictions_of(
         columns: rows numbered from 0 in their order.
         advance: told how many events are done.
     """
-    kept: dict[str, list[NDArray]] = {name: [] for name in _KEPT_BY_EVENT}
+    kept: dict[str, list[NDArray]] = {name: [] for name in KEPT_BY_EVENT}
     done = 0
     for part in _users_at_a_time(columns):
         result = run(engine, part)

@@ -50,6 +50,22 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Fit and measure simple methods on the same split.")
     ] = False,
+    baselines_on: Annotated[
+        str | None,
+        typer.Option(
+            "--baselines-on",
+            help="Fit the baselines on this log of other users, of the same format, with the model's bounds.",
+            show_default=False,
+        ),
+    ] = None,
+    rebuilt: Annotated[
+        bool,
+        typer.Option("--rebuilt", help="What states rebuilt from the window cost, on a sample of users."),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="A folder for report.html and metrics.json.", show_default=False),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=False)] = None,
     format: Format = "auto",  # noqa: A002 - the flag's name
     columns: Columns = None,
@@ -62,7 +78,7 @@ def evaluate(
 ) -> None:
     """Intervals are 95 %, by resampling users; differences to the baselines are paired."""
     began = time.monotonic()
-    from stream.evaluating import evaluated, read_for
+    from stream.evaluating import evaluated, read_for, write_report
     from stream.settings import load_settings
 
     settings = load_settings(device=device)
@@ -72,6 +88,7 @@ def evaluate(
         settings,
         split=split,
         bounds=bounds,
+        baselines_on=baselines_on,
         format=format,
         columns=columns,
         delimiter=delimiter,
@@ -81,14 +98,24 @@ def evaluate(
         limit=limit,
     )
     with progress("predicted", len(read.columns["row"])) as advance:
-        comparison = evaluated(read, settings, with_baselines=baselines, advance=advance, tell=_tell)
+        done = evaluated(
+            read,
+            settings,
+            with_baselines=baselines or baselines_on is not None,
+            with_rebuilt=rebuilt,
+            advance=advance,
+            tell=_tell,
+        )
+    found = [done.comparison] if done.rebuilt is None else [done.comparison, done.rebuilt]
     result = read.described() | {
-        "metrics": comparison.entries(),
-        "differences": comparison.differences(),
-        "verdicts": comparison.verdicts(),
-        "notes": comparison.notes,
+        "metrics": [entry for each in found for entry in each.entries()],
+        "differences": [entry for each in found for entry in each.differences()],
+        "verdicts": done.comparison.verdicts(),
+        "notes": done.comparison.notes,
         "seconds": round(time.monotonic() - began, 2),
     }
+    if report is not None:
+        write_report(report, result, done, read)
     if as_json:
         finish(result, "", as_json)
     else:
@@ -96,7 +123,7 @@ def evaluate(
 
 
 def _tell(doing: str) -> None:
-    print(f"fitting {doing}", file=sys.stderr, flush=True)
+    print(f"measuring {doing}", file=sys.stderr, flush=True)
 
 
 def _print_tables(result: dict[str, Any]) -> None:

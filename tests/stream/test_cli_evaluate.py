@@ -8,6 +8,7 @@ from pathlib import Path
 from zlib import crc32
 
 import msgspec
+import numpy as np
 import pytest
 
 from models.registry import untrained
@@ -170,3 +171,70 @@ def test_a_file_without_events_is_one_line(model: Path, tmp_path: Path) -> None:
     ran = foreclick("evaluate", model, path)
     assert ran.code == 1
     assert "No line of" in ran.error
+
+
+def test_a_report_is_a_page_and_the_same_figures_for_programs(model: Path, log: Path, tmp_path: Path) -> None:
+    """metrics.json is what --json prints; what rebuilt states cost is among the figures and in a sentence."""
+    folder = tmp_path / "a" / "report"
+    ran = foreclick("evaluate", model, log, "--rebuilt", "--report", folder, "--json")
+    assert ran.code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "report.html"]
+    assert json.loads((folder / "metrics.json").read_text()) == ran.json
+    assert (folder / "report.html").read_text().count("<svg") == 7  # an untrained model has no training curve
+    names = {entry["name"] for entry in ran.json["differences"]}
+    assert names == {"lstm_rebuilt - lstm_carried"}
+    assert any("state rebuilt from the 32 events of the window costs" in note for note in ran.json["notes"])
+
+
+def test_a_report_that_cannot_be_written_is_one_line(model: Path, log: Path, tmp_path: Path) -> None:
+    """The folder is named, and the flag."""
+    (tmp_path / "file").write_text("")
+    ran = foreclick("evaluate", model, log, "--report", tmp_path / "file")
+    assert ran.code == 1
+    assert f"cannot be written to {tmp_path / 'file'}" in ran.err
+    assert "--report" in ran.err
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two files of sequences of three types: after 0 comes 1 soon, after 1 comes 2, after 2 anything much later."""
+    folder = tmp_path_factory.mktemp("sequences")
+    paths = (folder / "train.jsonl", folder / "dev.jsonl")
+    for path, seed in zip(paths, (1, 2), strict=True):
+        rng = np.random.default_rng(seed)
+        lines = []
+        for number in range(40):
+            kind, steps, units = 0, [[0, 150_000.0, 0]], 150_000.0
+            for _ in range(20):
+                gap = float(rng.uniform(0.001, 0.003)) if kind < 2 else 1.5
+                kind = kind + 1 if kind < 2 else int(rng.integers(3))
+                units += gap
+                steps.append([kind, units, gap])
+            lines.append(json.dumps({"seq": number, "events": steps}))
+        path.write_text("\n".join(lines))
+    return paths
+
+
+def test_sequences_are_measured_in_their_own_unit(sequences: tuple[Path, Path], tmp_path: Path) -> None:
+    """A model that is trained on one file is measured on all of another, and so are baselines of that first file."""
+    train, dev = sequences
+    flags = ("--format", "tpp")
+    made = foreclick("train", train, *flags, "--out", tmp_path, "--epochs", 1, "--json")
+    assert made.code == 0, made.err
+    ran = foreclick(
+        "evaluate", made.json["model"], dev, *flags, "--split", "all", "--baselines-on", train, "--json"
+    )
+    assert ran.code == 0, ran.err
+    result = ran.json
+    assert result["gap_unit_s"] == 10_000
+    assert (result["users"], result["events"]) == (40, 840)
+    assert value(result, "next_action", "accuracy", "markov_1") > 0.6
+    assert 0 < value(result, "gap", "mae") < 20
+    assert [note.split(" ")[0] for note in result["notes"]] == ["purchase", "next_category"]
+
+
+def test_baselines_on_another_log_are_for_logs_of_other_users(model: Path, log: Path) -> None:
+    """With --split test they are fitted on the log itself."""
+    ran = foreclick("evaluate", model, log, "--baselines-on", log)
+    assert ran.code == 1
+    assert "--baselines-on is for --split all" in ran.error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,24 +19,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from models.anomaly import Reference
-from models.columns import WINDOW, Columns, sample_columns
+from models.columns import WINDOW, Columns, blank_columns, sample_columns
 from models.errors import ArtefactError
 from models.features import FEATURES, ITEM_BUCKETS, FeatureSpec, declared, missing_features, numeric_width
 from models.network import Architecture, Network
 from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, CategoryVocabulary
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 DEFAULT_CHURN_HORIZON_S = 2_592_000.0
 # Other processors and libraries round matrix products otherwise, and the float16 state amplifies it; over the few
 # events of the golden sample CPU and CUDA stay within 1e-3, while a wrong weight does not.
 GOLDEN_TOLERANCE = 1e-3
+# From which value on an answer counts as a yes, unless training has found better ones on its tuning users.
+DEFAULT_THRESHOLDS = {"anomaly_score": 0.99, "churn_probability": 0.5, "purchase_probability": 0.5}
 _SAMPLE_CATEGORIES = tuple(f"c{number}" for number in range(100))
 _GOLDEN_OUTPUTS = ("next_action", "purchase_probability", "churn_probability", "terms", "anomaly_score")
 
@@ -99,12 +103,20 @@ def save_artefact(root: Path, network: Network, manifest: dict[str, Any]) -> Pat
         **manifest,
         "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
     }
-    manifest["golden"] = {**_GOLDEN_SAMPLE, "outputs": _golden_outputs(_assemble(manifest, network))}
+    artefact = _assemble(manifest, network)
+    window, columns = _sample(artefact)
+    manifest["golden"] = {
+        "inputs": {
+            "window_category": window.tolist(),
+            "columns": {name: _plain(values) for name, values in columns.items()},
+        },
+        "outputs": _golden_outputs(artefact, window, columns),
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (draft / WEIGHTS).write_bytes(weights)
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        (draft / MANIFEST).write_text(_readable(manifest))
         draft.chmod(0o755)
         os.rename(draft, folder)
     except OSError:
@@ -126,10 +138,17 @@ def describe(
     reference: Reference,
     *,
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
+    calibration: dict[str, Any] | None = None,
+    thresholds: dict[str, float] | None = None,
     training: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A manifest without what ``save_artefact`` fills in."""
+    """A manifest without what ``save_artefact`` fills in.
+
+    Args:
+        calibration: by head, how its probabilities were calibrated on the tuning users.
+        thresholds: from which value on an answer counts as a yes; those not given are ``DEFAULT_THRESHOLDS``.
+    """
     return {
         "format": FORMAT,
         "name": name,
@@ -148,6 +167,8 @@ def describe(
             "log_price_median": features.log_price_median.tolist(),
         },
         "anomaly": reference.as_dict(),
+        "calibration": calibration or {},
+        "thresholds": {**DEFAULT_THRESHOLDS, **(thresholds or {})},
         "training": training or {},
         "metrics": metrics or {},
     }
@@ -167,6 +188,20 @@ def load_artefact(folder: Path) -> Artefact:
             f"`foreclick train`."
         )
     manifest = _read_manifest(folder)
+    try:
+        return _verified(folder, manifest)
+    except (
+        *(SafetensorError, RuntimeError, KeyError, IndexError),
+        *(TypeError, ValueError, AttributeError, OverflowError),
+    ) as error:
+        raise ArtefactError(
+            f"Model {manifest['name']}/{manifest['version']} in {folder} contradicts its own manifest ({error}). Copy "
+            f"the folder again from where it was made."
+        ) from error
+
+
+def _verified(folder: Path, manifest: dict[str, Any]) -> Artefact:
+    """Every check beyond the manifest's own fields; whatever else is raised is a contradiction in it."""
     label = f"{manifest['name']}/{manifest['version']}"
     wanted = manifest["features"]
     if missing := missing_features(wanted):
@@ -179,19 +214,16 @@ def load_artefact(folder: Path) -> Artefact:
             f"Model {label} expects {len(wanted)} features, this build makes {len(FEATURES)} in another order or "
             f"number. Deploy the matching build or train the model again."
         )
-    weights = _read_weights(folder, manifest)
-    try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # a running program's chances are not for loading to draw from
-            network = Network(Architecture(**manifest["architecture"]))
-        network.load_state_dict(load_tensors(weights))
-        artefact = _assemble(manifest, network)
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    if manifest["window"] != WINDOW:
         raise ArtefactError(
-            f"Model {label} in {folder} contradicts its own manifest ({error}). Copy the folder again from where it "
-            f"was made."
-        ) from error
+            f"Model {label} reads a window of {manifest['window']} events, rows of this build hold {WINDOW}. Train the "
+            f"model again."
+        )
+    weights = _read_weights(folder, manifest)
+    with torch.random.fork_rng(devices=[]):  # a running program's chances are not for loading to draw from
+        network = Network(Architecture(**manifest["architecture"]))
+    network.load_state_dict(load_tensors(weights))
+    artefact = _assemble(manifest, network)
     _check_golden(artefact, folder)
     return artefact
 
@@ -260,6 +292,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "scaling",
         "known_items",
         "anomaly",
+        "calibration",
+        "thresholds",
+        "training",
+        "metrics",
         "weights",
         "golden",
         "window",
@@ -322,31 +358,26 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
     )
 
 
-_GOLDEN_SAMPLE = {"users": 3, "events": 8, "seed": 20260101}
+def _sample(artefact: Artefact) -> tuple[NDArray[np.uint32], Columns]:
+    """Made-up inputs: windows of three users before, and eight of their events."""
+    return sample_columns(3, 8, len(artefact.actions), artefact.categories.codes, seed=20260101)
 
 
-def _golden_inputs(artefact: Artefact) -> tuple[np.ndarray, Columns]:
-    return sample_columns(
-        _GOLDEN_SAMPLE["users"],
-        _GOLDEN_SAMPLE["events"],
-        len(artefact.actions),
-        artefact.categories.codes,
-        _GOLDEN_SAMPLE["seed"],
-    )
-
-
-def _golden_outputs(artefact: Artefact) -> dict[str, list]:
+def _golden_outputs(artefact: Artefact, window: NDArray[np.uint32], columns: Columns) -> dict[str, list]:
     from models.runtime import StepEngine  # the engine takes an Artefact: imported late to keep the cycle out
 
-    window, columns = _golden_inputs(artefact)
     state = np.zeros((len(window), artefact.state_width), np.float16)
     result = StepEngine(artefact, device="cpu").step(state, window, columns)
     return {name: np.round(getattr(result, name), 6).tolist() for name in _GOLDEN_OUTPUTS}
 
 
 def _check_golden(artefact: Artefact, folder: Path) -> None:
-    kept = artefact.manifest["golden"]["outputs"]
-    for name, values in _golden_outputs(artefact).items():
+    inputs, kept = artefact.manifest["golden"]["inputs"], artefact.manifest["golden"]["outputs"]
+    window = np.array(inputs["window_category"], np.uint32)
+    columns = blank_columns(len(inputs["columns"]["row"]), len(artefact.actions))
+    for name, values in inputs["columns"].items():
+        columns[name][:] = np.array(values, float)  # None becomes NaN; every integer in here fits
+    for name, values in _golden_outputs(artefact, window, columns).items():
         difference = float(np.abs(np.array(values) - np.array(kept[name])).max())
         if not difference <= GOLDEN_TOLERANCE:
             raise ArtefactError(
@@ -354,6 +385,20 @@ def _check_golden(artefact: Artefact, folder: Path) -> None:
                 f"than when it was made (difference {difference:.2g}, allowed {GOLDEN_TOLERANCE:g}). This build "
                 f"computes differently: deploy the matching build or train the model again."
             )
+
+
+def _plain(values: NDArray) -> list:
+    """An array for JSON: the shortest decimals that give the same floats, None for NaN."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    decimals = np.array([None if np.isnan(v) else float(str(v)) for v in values.ravel()], object)
+    return decimals.reshape(values.shape).tolist()
+
+
+def _readable(manifest: dict[str, Any]) -> str:
+    """JSON with a line a field; a list of numbers stays on one line."""
+    text = json.dumps(manifest, indent=1, allow_nan=False)
+    return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def _earlier(version: str) -> str:

@@ -135,14 +135,20 @@ def train(
         "seed": seed,
         "device": device,
         "curve": curve,
-        "temperature": round(divisor, 4),
     }
     blank = Reference.fit(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.float32))
     draft = unsaved(network, describe(name, version, sizes, spec, blank, churn_horizon_s=churn_horizon_s))
     seen = run(StepEngine(draft, device="cpu"), split.tune)
     reference = Reference.fit(split.tune["life_events"], seen.surprisal_nats, seen.statistics)
     manifest = describe(
-        name, version, sizes, spec, reference, churn_horizon_s=churn_horizon_s, training=training
+        name,
+        version,
+        sizes,
+        spec,
+        reference,
+        churn_horizon_s=churn_horizon_s,
+        calibration={"next_action": {"method": "temperature, in the weights", "value": round(divisor, 4)}},
+        training=training,
     )
     manifest["metrics"] = _measure(unsaved(network, manifest), split)
     folder = save_artefact(root, network, manifest)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from models.columns import WINDOW
 from stream.errors import ConfigurationError
 
 SCHEMA: Final = "foreclick.control.v1"
@@ -118,12 +117,8 @@ def refusal(manifest: dict[str, Any], sha256: str | None = None) -> str | None:
             f"Model {label} here has weights {manifest['weights']['sha256'][:12]}…, the activation names "
             f"{sha256[:12]}…: another model under the same name. Copy the folder from where it was activated."
         )
-    if manifest["window"] != WINDOW:
-        return (
-            f"Model {label} reads a window of {manifest['window']} events, rows hold {WINDOW}. Train it again with "
-            "this build."
-        )
-    if extras := [str(name) for name in manifest.get("extra", ())]:
+    declared = [str(feature["name"]) for feature in manifest["features"]]
+    if extras := [name for name in declared if name.split(".")[0] == "extra"]:
         return (
             f"Model {label} declares {', '.join(extras)}, which the window of a row does not hold: states could not be "
             "rebuilt. Start workers with it as FORECLICK_MODEL and an app id of its own, or train it without them."

@@ -162,7 +162,7 @@ def test_fewer_features_are_refused(folder):
 def test_an_older_format_is_refused(folder):
     """The format of both sides is told."""
     change_manifest(folder, format=0)
-    with pytest.raises(ArtefactError, match="has manifest format 0, this build reads format 1"):
+    with pytest.raises(ArtefactError, match="has manifest format 0, this build reads format 2"):
         load_artefact(folder)
 
 
@@ -207,3 +207,71 @@ def test_loading_draws_no_random_numbers(folder):
     before = torch.random.get_rng_state()
     load_artefact(folder)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_manifest_holds_all_that_is_needed_to_judge_and_to_check_a_model(folder):
+    """What it reads, how its answers were scaled, calibrated and cut, what it was made of, and how good it was."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    told = {
+        "features",
+        "actions",
+        "categories",
+        "scaling",
+        "calibration",
+        "thresholds",
+        "training",
+        "metrics",
+    }
+    assert told < manifest.keys()
+    assert manifest["thresholds"]["anomaly_score"] == 0.99
+    assert len(manifest["weights"]["sha256"]) == 64
+    assert set(manifest["golden"]) == {"inputs", "outputs"}
+
+
+@pytest.mark.parametrize("lacking", ["calibration", "thresholds", "golden", "training"])
+def test_a_manifest_that_lacks_something_is_refused(folder, lacking):
+    """By name."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[lacking]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match=f"lacks {lacking}"):
+        load_artefact(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": ["action"]},
+        {"features": None},
+        {"weights": {}},
+        {"golden": {"inputs": {}, "outputs": {}}},
+        {"golden": []},
+        {"scaling": {"mean": "no"}},
+        {"actions": ["view", "view"]},
+        {"architecture": {"kind": "lstm", "depth": 7}},
+        {"churn_horizon_s": "soon"},
+        {"anomaly": 3},
+    ],
+)
+def test_a_foreign_manifest_is_refused_and_nothing_else_is_raised(folder, changes):
+    """Whatever stands in a folder, a running worker gets a refusal and keeps its model."""
+    change_manifest(folder, **changes)
+    with pytest.raises(ArtefactError):
+        load_artefact(folder)
+
+
+def test_another_window_is_refused(folder):
+    """Rows hold 32 events; a model that reads another number was made by another build."""
+    change_manifest(folder, window=64)
+    with pytest.raises(ArtefactError, match="reads a window of 64 events, rows of this build hold 32"):
+        load_artefact(folder)
+
+
+def test_golden_inputs_are_those_of_the_manifest(folder):
+    """A build that would make up other ones still computes these: their numbers, not a seed, are kept."""
+    golden = json.loads((folder / "manifest.json").read_text())["golden"]
+    golden["inputs"]["columns"]["gap_ms"][0] = 3_600_000
+    golden["inputs"]["columns"]["action"][0] = 3
+    change_manifest(folder, golden=golden)
+    with pytest.raises(ArtefactError, match="for its golden inputs"):
+        load_artefact(folder)

@@ -11,7 +11,12 @@ from stream.activation import Activation, decode, familiarity, newest_first, par
 from stream.errors import ConfigurationError
 from stream.outputs import load_schema
 
-MANIFEST = {"name": "shop", "version": "2", "window": 32, "weights": {"sha256": "ab" * 32}}
+MANIFEST = {
+    "name": "shop",
+    "version": "2",
+    "features": [{"name": "action"}],
+    "weights": {"sha256": "ab" * 32},
+}
 
 
 def asked(version: str, time_ms: int = 1, name: str = "shop") -> Activation:
@@ -86,8 +91,8 @@ def test_other_weights_under_the_same_name_are_refused():
 def test_what_a_window_does_not_hold_is_refused():
     """States are rebuilt from windows, so a model that reads more cannot take over."""
     assert refusal(MANIFEST) is None
-    assert "reads a window of 64 events, rows hold 32" in str(refusal({**MANIFEST, "window": 64}))
-    assert "declares scroll, which the window" in str(refusal({**MANIFEST, "extra": ["scroll"]}))
+    extra = {**MANIFEST, "features": [{"name": "action"}, {"name": "extra.scroll"}]}
+    assert "declares extra.scroll, which the window" in str(refusal(extra))
 
 
 def test_a_model_of_another_shop_is_recognised_by_its_actions():

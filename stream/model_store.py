@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaError
+
 from models.errors import ArtefactError
 from stream.activation import Activation, Familiarity, familiarity, newest_first, parse_label, refusal
-from stream.broker.topics import describe
 from stream.diagnosis import SAMPLE_RECORDS, newest
 from stream.errors import ConfigurationError, TopicError
 from stream.events import Event, decode_events
@@ -71,7 +72,16 @@ def activations(settings: Settings) -> list[Activation]:
 def activate(
     settings: Settings, label: str, root: Path, by: str, force: bool = False
 ) -> tuple[Activation, Familiarity]:
-    """Check a version, hold it against the input, and ask all workers to serve it.
+    """Check a version, hold it against the input, and ask all workers to serve it; arguments as of ``checked``."""
+    asked, known = checked(settings, label, root, by, force)
+    announce(settings, asked)
+    return asked, known
+
+
+def checked(
+    settings: Settings, label: str, root: Path, by: str, force: bool = False
+) -> tuple[Activation, Familiarity]:
+    """An activation of a version that is whole, could take over, and knows what is in the input.
 
     Args:
         label: NAME/VERSION.
@@ -81,7 +91,7 @@ def activate(
 
     Raises:
         ArtefactError: it is damaged, or cannot take over, or is another shop's.
-        TopicError: the control topic is missing, or refused the record.
+        TopicError: the input topic is missing.
     """
     from models.registry import load_artefact  # torch takes a second to load
 
@@ -89,8 +99,6 @@ def activate(
     artefact = load_artefact(root / name / version)
     if (because := refusal(artefact.manifest)) is not None:
         raise ArtefactError(because)
-    client = settings.kafka.librdkafka()
-    control = describe(client, settings.control_topic)
     known = _familiarity(settings, artefact)
     if known.refusal is not None and not force:
         raise ArtefactError(known.refusal)
@@ -100,7 +108,18 @@ def activate(
         raise ArtefactError(
             f"The folder of {asked.label} holds {artefact.name}/{artefact.version}. Copy the right one there."
         )
-    producer, refused = producer_of(client), []
+    return asked, known
+
+
+def announce(settings: Settings, asked: Activation) -> None:
+    """Write an activation where every worker reads it.
+
+    Raises:
+        TopicError: the control topic is missing, or refused the record.
+    """
+    control = existing(settings, settings.control_topic)
+    refused: list[KafkaError | None] = []
+    producer = producer_of(settings.kafka.librdkafka())
     producer.produce(
         control.name, asked.encode(), asked.key, on_delivery=lambda error, _: refused.append(error)
     )
@@ -108,7 +127,6 @@ def activate(
     problem = next((error.str() for error in refused if error is not None), "no answer" if left else None)
     if problem is not None:
         raise TopicError(f"Topic {control.name} did not take the activation: {problem}. Run it again.")
-    return asked, known
 
 
 def _familiarity(settings: Settings, artefact: Any) -> Familiarity:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,13 +21,38 @@ GRACE_S = 30.0
 QUANTILES = (50, 90, 99, 99.9, 100)
 
 
-def measure(bed: Bed, settings: Settings, worker: BenchWorker) -> dict[str, float]:
+@dataclass
+class Watched:
+    """Paced events and the arrival of their predictions at readers of both isolation levels."""
+
+    produced: dict[tuple[int, int], int]
+    readers: list[Reader]
+    used_s: dict[str, float]
+    seconds: float
+
+    def ages_ms(self, reader: Reader, since_ms: float, until_ms: float = math.inf) -> np.ndarray:
+        """From the producer's timestamp to the reader, of events produced within a stretch of time."""
+        places = [place for place, at_ms in self.produced.items() if since_ms <= at_ms < until_ms]
+        return np.array([reader.arrived_s[place] * 1000 - self.produced[place] for place in places])
+
+
+def watch_paced(
+    bed: Bed,
+    settings: Settings,
+    worker: BenchWorker,
+    part: str,
+    seconds: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Watched:
     """Send paced events into the running worker and watch the predictions arrive.
+
+    Args:
+        meanwhile: called again and again while events are sent.
 
     Raises:
         BenchFailed: a reader did not see the prediction of every event.
     """
-    sizes, client = bed.sizes, bed.client
+    client = bed.client
     worker.wait_ready(lambda text: None)
     probe = consumer_of(client)
     starts = ends_of(probe, settings.clicks_topic)
@@ -34,29 +62,28 @@ def measure(bed: Bed, settings: Settings, worker: BenchWorker) -> dict[str, floa
     ]
     for reader in readers:
         reader.start()
-    seconds = sizes.warm_up_s + sizes.seconds
-    tell(f"latency: {sizes.rate:.0f} events/s for {seconds:.0f} s")
-    traffic = bed.traffic("latency")
+    tell(f"{part}: {bed.sizes.rate:.0f} events/s for {seconds:.0f} s")
+    traffic = bed.traffic(part)
     request = {
         "client": client,
         "topic": settings.clicks_topic,
         "traffic": {
             "users": traffic.users,
             "categories": traffic.categories,
-            "part": "latency",
+            "part": part,
             "seed": traffic.seed,
         },
-        "rate": sizes.rate,
+        "rate": bed.sizes.rate,
         "seconds": seconds,
     }
-    log = bed.folder / "paced.log"
-    before, batches_before = worker.stats()["spent_s"], worker.counters()["foreclick_transactions_total"]
+    log = bed.folder / f"paced-{part}.log"
     source = start("tests.bench.traffic", json.dumps(request), log=log)
     try:
         with bed.cpu(worker=worker.pid, source=source.pid) as watch:
             began_s = time.time()
             while source.poll() is None:
                 worker.check()
+                meanwhile()
                 time.sleep(0.1)
             ended_s = time.time()
     finally:
@@ -71,40 +98,47 @@ def measure(bed: Bed, settings: Settings, worker: BenchWorker) -> dict[str, floa
         time.sleep(0.1)
     for reader in readers:
         reader.end()
-    after = worker.stats()["spent_s"]
-    batches = int(worker.counters()["foreclick_transactions_total"] - batches_before)
-
-    measured_from_ms = min(produced.values()) + sizes.warm_up_s * 1000
-    places = [place for place, at_ms in produced.items() if at_ms >= measured_from_ms]
-    rows, figures = [], {}
-    for reader, prefix in zip(readers, ("", "committed_"), strict=True):
         missing = len(produced.keys() - reader.arrived_s.keys())
         if missing:
             raise BenchFailed(
                 f"The {reader.name} reader missed the predictions of {missing} of {len(produced)} events. "
                 "Nothing is reported on such a run."
             )
-        ages_ms = np.array([reader.arrived_s[place] * 1000 - produced[place] for place in places])
+    return Watched(produced, readers, watch.used_s(began_s + 1, ended_s), ended_s - began_s - 1)
+
+
+def measure(bed: Bed, settings: Settings, worker: BenchWorker) -> dict[str, float]:
+    """Event to score at the bench's rate, after warming up."""
+    sizes = bed.sizes
+    worker.wait_ready(lambda text: None)
+    before, batches_before = worker.stats()["spent_s"], worker.counters()["foreclick_transactions_total"]
+    seen = watch_paced(bed, settings, worker, "latency", sizes.warm_up_s + sizes.seconds)
+    after = worker.stats()["spent_s"]
+    batches = int(worker.counters()["foreclick_transactions_total"] - batches_before)
+
+    since_ms = min(seen.produced.values()) + sizes.warm_up_s * 1000
+    rows, figures = [], {}
+    for reader, prefix in zip(seen.readers, ("", "committed_"), strict=True):
+        ages_ms = seen.ages_ms(reader, since_ms)
         quantiles = np.percentile(ages_ms, QUANTILES).tolist()
-        rows.append((reader.name, len(places), *quantiles))
+        rows.append((reader.name, len(ages_ms), *quantiles))
         figures[f"{prefix}p50_ms"], figures[f"{prefix}p99_ms"] = quantiles[0], quantiles[2]
     table(
         f"latency at {sizes.rate:.0f} events/s, ms from the producer's timestamp to the reader",
         ("reader", "events", *(f"p{q:g}" for q in QUANTILES[:-1]), "max"),
         rows,
     )
-    used_s = watch.used_s(began_s + 1, ended_s)
     table(
         "latency: load",
         ("what", "value"),
         [
             ("transactions", batches),
-            ("events a transaction", len(produced) / batches),
-            *((f"CPU seconds a second, {name}", s / (ended_s - began_s - 1)) for name, s in used_s.items()),
+            ("events a transaction", len(seen.produced) / batches),
+            *((f"CPU seconds a second, {name}", s / seen.seconds) for name, s in seen.used_s.items()),
         ],
     )
     spent_s = {step: after[step] - before[step] for step in after}
-    stages("latency: wall time by step, summed over partitions", spent_s, len(produced), batches)
+    stages("latency: wall time by step, summed over partitions", spent_s, len(seen.produced), batches)
     return figures
 
 

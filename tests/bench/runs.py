@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import latency, model, pipeline, restore, stock
+from tests.bench import latency, model, pipeline, restore, stock, swap
 from tests.bench.bed import Bed, Sizes, bed
 from tests.bench.report import last_line, table
 
@@ -17,6 +17,7 @@ KEYS = (
     "p99_ms",
     "committed_p50_ms",
     "committed_p99_ms",
+    "swap_added_p99_ms",
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",
@@ -42,6 +43,7 @@ def _all(ground: Bed) -> dict[str, float]:
     with ground.worker(settings) as worker:
         figures = pipeline.measure(ground, settings, worker)
         figures |= latency.measure(ground, settings, worker)
+        figures |= swap.measure(ground, settings, worker)
     footprint = pipeline.footprint(ground, settings)
     figures |= restore.run(ground) | footprint | stock.run(ground) | model.run(ground.model)
     figures = _with_ratio(figures)
@@ -57,6 +59,7 @@ _PARTS = {
     "all": _all,
     "pipeline": _pipeline,
     "latency": latency.run,
+    "swap": swap.run,
     "restore": restore.run,
     "model": lambda ground: model.run(ground.model),
 }

@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.registry import untrained
 from stream.audit import audit, read_topic
 from stream.broker.server_settings import free_port
 from stream.demo import Worker
-from stream.model_store import activate, activations
+from stream.model_store import activate, activations, announce, checked
 from stream.settings import Settings
 from stream.stage import FENCE_KEY
 from tests.broker.conftest import Make
@@ -82,13 +83,18 @@ def load(settings: Settings) -> Iterator[Load]:
     running.end()
 
 
-def wait_for(worker: Worker, model: str, timeout_s: float = 60.0) -> None:
-    """Until the worker serves the model."""
+def until(worker: Worker, reached: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Until something is true of the worker."""
     deadline = time.monotonic() + timeout_s
-    while worker.stats().get("model") != model:
+    while not reached():
         worker.check()
         assert time.monotonic() < deadline, worker.log.read_text()
         time.sleep(0.05)
+
+
+def wait_for(worker: Worker, model: str) -> None:
+    """Until the worker serves the model."""
+    until(worker, lambda: worker.stats().get("model") == model)
 
 
 def served(settings: Settings) -> dict[int, list[tuple[int, str]]]:
@@ -203,31 +209,37 @@ def test_two_workers_exchange_and_share_rows(
 
 
 def test_what_cannot_be_served_is_refused_and_the_old_one_stays(
-    settings: Settings,
-    start: Make,
-    tmp_path: Path,
+    settings: Settings, start: Make, tmp_path: Path
 ) -> None:
-    """Damaged between the check and the load: the reason is in the log and the metric, scoring goes on, also later."""
-    folder = untrained(tmp_path, categories=CATEGORIES, name="good", version="1", seed=5)
-    bad = untrained(tmp_path, categories=CATEGORIES, name="bad", version="1", seed=6)
+    """Damaged, another's, missing: log and metric say why, and scoring goes on, also after a restart."""
+    for name, seed in (("good", 5), ("bad", 6), ("other", 7)):
+        untrained(tmp_path, categories=CATEGORIES, name=name, version="1", seed=seed)
     worker = start()
     activate(settings, "good/1", tmp_path, "test")
     wait_for(worker, "good/1")
-    activate(settings, "bad/1", tmp_path, "mary")
-    weights = bytearray((bad / "model.safetensors").read_bytes())
+    whole, _ = checked(settings, "bad/1", tmp_path, "mary")
+    other, _ = checked(settings, "other/1", tmp_path, "mary")
+    weights = bytearray((tmp_path / "bad/1/model.safetensors").read_bytes())
     weights[-1] ^= 1
-    (bad / "model.safetensors").write_bytes(weights)
-    worker.stop()  # it may have been quicker than the damage
+    (tmp_path / "bad/1/model.safetensors").write_bytes(weights)
+    for refused in (whole, replace(other, sha256="cd" * 32), replace(other, name="nobody")):
+        announce(settings, refused)
+    send(settings, traffic(300))
+    drained(settings, worker)
+    until(worker, lambda: activation_counts(worker) == {"activated": 1, "refused": 3})
+    worker.stop()
     again = start()
     assert again.stats()["model"] == "good/1"
-    assert activation_counts(again) == {"activated": 1, "refused": 1}
-    (line,) = log_lines(again, "model refused")
-    assert "the weights were changed" in line
-    assert "mary" in line
-    send(settings, traffic(300))
+    assert activation_counts(again) == {"activated": 1, "refused": 3}
+    for each in (worker, again):
+        lines = log_lines(each, "model refused")
+        assert len(lines) == 3
+        for reason in ("the weights were changed", "another model under the same name", "does not exist"):
+            assert sum(reason in line and "mary" in line for line in lines) == 1
+    send(settings, traffic(300, first=300))
     drained(settings, again)
+    assert_once(settings)
     assert {label for entries in served(settings).values() for _, label in entries} == {"good/1"}
-    assert folder.is_dir()
 
 
 def test_the_command_refuses_what_the_workers_would_refuse(settings: Settings, tmp_path: Path) -> None:

@@ -7,17 +7,21 @@ micro-batch is computed and ``models.prepared`` for why its bits do not depend o
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.columns import Columns
+from models.columns import WINDOW, Columns
 from models.micro_batch import TOP_CATEGORIES, MicroBatch, StepResult
 from models.prepared import PreparedNetwork
 from models.registry import Artefact
 
 __all__ = ["TOP_CATEGORIES", "StepEngine", "StepResult"]
+
+R = TypeVar("R")
 
 # glibc's mallopt: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD.
 _TRIM, _MMAP = -1, -3
@@ -77,18 +81,34 @@ class StepEngine:
         Raises:
             NotFinite: a state became NaN or infinite.
         """
+        return self._tried(lambda: MicroBatch(self.prepared, state, window_category, columns).run())
+
+    def rebuild(self, rows: int, columns: Columns) -> NDArray[np.float16]:
+        """The states (B, S) that the events of B rows' windows leave behind; bit for bit those of ``step``.
+
+        Args:
+            rows: B, all of them blank before.
+            columns: as of ``step``.
+
+        Raises:
+            NotFinite: a state became NaN or infinite.
+        """
+        state = np.zeros((rows, self.artefact.state_width), np.float16)
+        window = np.zeros((rows, WINDOW), np.uint32)
+        return self._tried(lambda: MicroBatch(self.prepared, state, window, columns).advanced())
+
+    def _tried(self, step: Callable[[], R]) -> R:
+        """Run a step; when the device fails, again on the CPU, and everything after it too."""
         try:
-            return self._step(state, window_category, columns)
+            return self._inferred(step)
         except (torch.AcceleratorError, torch.OutOfMemoryError):
             if self.device_name == "cpu":
                 raise
             self.degraded = True
             self._use("cpu")
-            return self._step(state, window_category, columns)
+            return self._inferred(step)
 
-    def _step(
-        self, state: NDArray[np.float16], window_category: NDArray[np.uint32], columns: Columns
-    ) -> StepResult:
+    def _inferred(self, step: Callable[[], R]) -> R:
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            return MicroBatch(self.prepared, state, window_category, columns).run()
+            return step()

@@ -101,9 +101,7 @@ def _rebuild(request: ScoreRequest) -> None:
     """Replace state vectors of another model by what this one makes of the rows' windows."""
     assert request.stale is not None
     rows, columns = request.stale
-    blank = np.zeros((len(rows), request.state.shape[1]), np.float16)
-    empty = np.zeros((len(rows), request.window_category.shape[1]), np.uint32)
-    request.state[rows] = request.model.engine.step(blank, empty, columns).state
+    request.state[rows] = request.model.engine.rebuild(len(rows), columns)
 
 
 def part_of(result: Any, events: slice | np.ndarray, rows: slice = slice(None)) -> Any:

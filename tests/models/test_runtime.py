@@ -208,6 +208,17 @@ def test_rows_without_events_keep_their_state(engine, columns):
     assert (result.state[1] != state[1]).any()
 
 
+def test_rebuilt_states_have_the_bits_of_steps(engine, columns):
+    """From nothing through the same events, with or without answers."""
+    rows = int(columns["row"].max()) + 1
+    blank, empty = np.zeros((rows, engine.artefact.state_width), np.float16), np.zeros((rows, 32), np.uint32)
+    rebuilt = engine.rebuild(rows, columns)
+    assert np.array_equal(rebuilt, engine.step(blank, empty, columns).state)
+    assert rebuilt.any()
+    nothing = {name: values[:0] for name, values in columns.items()}
+    assert not engine.rebuild(2, nothing).any()
+
+
 def test_arguments_are_left_unchanged(engine, columns):
     """``step`` is a pure function of arrays."""
     users, before, part = synthetic.micro_batch(columns, in_order_of_time(columns))

@@ -32,13 +32,21 @@ pytestmark = pytest.mark.broker
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store: the worker's first model, one retrained, one wider, one with other actions."""
+    """A model store: the worker's first LSTM and one retrained, a GRU, and a transformer with other actions."""
     folder = tmp_path_factory.mktemp("models")
     untrained(folder, categories=CATEGORIES, name="shop", version="1")
     untrained(folder, categories=CATEGORIES, name="shop", version="2", seed=2)
-    untrained(folder, categories=CATEGORIES[:5], name="wide", version="1", seed=3, hidden=96)
+    untrained(folder, categories=CATEGORIES[:5], name="gru", version="1", seed=3, architecture="gru")
     actions = ("purchase", "dance", "cart", "click", "view")
-    untrained(folder, categories=CATEGORIES, name="worded", version="1", seed=4, hidden=32, actions=actions)
+    untrained(
+        folder,
+        categories=CATEGORIES,
+        name="former",
+        version="1",
+        seed=4,
+        architecture="transformer",
+        actions=actions,
+    )
     return folder
 
 
@@ -140,9 +148,9 @@ def test_models_are_exchanged_under_load_and_back(
     load: Load,
     root: Path,
 ) -> None:
-    """Other weights, another width, another vocabulary, and back: each partition goes through them in order, once."""
+    """LSTM, retrained, GRU, transformer with other actions, and back: every partition in that order."""
     worker = start()
-    order = ["shop/1", "shop/2", "wide/1", "worded/1", "shop/1"]
+    order = ["shop/1", "shop/2", "gru/1", "former/1", "shop/1"]
     for label in order[1:]:
         time.sleep(1)
         activate(settings, label, root, "test")
@@ -167,7 +175,7 @@ def test_a_killed_worker_comes_back_with_the_activated_model(
 ) -> None:
     """SIGKILL after the activation, wherever the exchange stands: the heir has an empty disk and loses nothing."""
     first = start()
-    for number, label in enumerate(("wide/1", "worded/1")):
+    for number, label in enumerate(("gru/1", "former/1")):
         time.sleep(1)
         activate(settings, label, root, "test")
         time.sleep(0.15 * (number + 1))  # in the middle of loading, or of the first rebuilt rows
@@ -180,8 +188,8 @@ def test_a_killed_worker_comes_back_with_the_activated_model(
     assert_once(settings)
     for entries in served(settings).values():
         found = runs(entries)  # a heir may be killed before it has scored in every partition
-        assert found == [label for label in ("shop/1", "wide/1", "worded/1") if label in found]
-        assert found[-1] == "worded/1"
+        assert found == [label for label in ("shop/1", "gru/1", "former/1") if label in found]
+        assert found[-1] == "former/1"
 
 
 def test_two_workers_exchange_and_share_rows(
@@ -195,16 +203,16 @@ def test_two_workers_exchange_and_share_rows(
     first = start()
     http = settings.http.model_copy(update={"port": free_port()})
     second = start(data_dir=tmp_path / "second", http=http)
-    activate(settings, "wide/1", root, "test")
-    wait_for(first, "wide/1")
-    wait_for(second, "wide/1")
+    activate(settings, "gru/1", root, "test")
+    wait_for(first, "gru/1")
+    wait_for(second, "gru/1")
     second.stop()
     load.end()
     drained(settings, first)
     assert_once(settings)
     assert set(Counter(label for entries in served(settings).values() for _, label in entries)) == {
         "shop/1",
-        "wide/1",
+        "gru/1",
     }
 
 

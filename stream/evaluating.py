@@ -16,7 +16,7 @@ from models.evaluation.predictions import Predictions, predictions_of
 from models.registry import Artefact, load_artefact
 from models.runtime import StepEngine
 from models.split import Split, split_of
-from models.training_log import TrainingLog
+from models.training_log import TrainingLog, check_bounds
 from stream.errors import ConfigurationError, InputFileError
 from stream.files import LogFile, read_log
 from stream.formats.tpp import TPP, UNIT_S
@@ -65,6 +65,7 @@ class Read:
             "format": self.format,
             "split": self.measured,
             "bounds": self.bounds,
+            "split_time_ms": self.split.from_ms,
             "users": int((self.columns["wave"] == 0).sum()),
             "events": len(self.columns["row"]),
             "gap_unit_s": self.gap_unit_s,
@@ -78,7 +79,7 @@ def read_for(
     settings: Settings,
     *,
     split: str,
-    bounds: str | None,
+    bounds: tuple[int, int] | None,
     baselines_on: str | None = None,
     **options: Any,
 ) -> Read:
@@ -89,23 +90,29 @@ def read_for(
         file: a log; ``options`` are those of ``stream.files.read_log``.
         settings: limits of sessions and lateness.
         split: ``test`` or ``all``.
-        bounds: two shares ``a,b``; None takes those that the model was trained with.
+        bounds: two shares; None takes the split that the model was trained with, which may be by time.
         baselines_on: a log of other users, such as the model's, on which the baselines are fitted; needs ``all``.
 
     Raises:
         ConfigurationError: an unknown split, or bounds that nobody knows.
+        TrainingError: bounds that contradict each other.
         InputFileError: no events, or no test users.
         ArtefactError: the model is missing or damaged.
     """
     if split not in ("test", "all"):
         raise ConfigurationError(f"--split {split!r} is unknown. Use test, or all for a log of other users.")
     artefact = load_artefact(model)
-    shares = parsed_bounds(bounds) if bounds else tuple(artefact.manifest["training"].get("bounds", ()))
+    training = artefact.manifest["training"]
+    shares = bounds or tuple(training.get("bounds", ()))
+    # Bounds that are named split by user, whatever the model was trained with.
+    from_ms = training.get("split_time_ms") if split == "test" and bounds is None else None
     if split == "test" and len(shares) != 2:
         raise ConfigurationError(
             f"Model {artefact.name}/{artefact.version} does not say on which users it was trained. Give --bounds as "
             f"for its training, or --split all if the log is of other users."
         )
+    if shares:
+        check_bounds(shares)
     if baselines_on is not None and (split != "all" or len(shares) != 2):
         raise ConfigurationError(
             "--baselines-on is for --split all of another log, with the bounds of the model or of --bounds; with "
@@ -119,10 +126,15 @@ def read_for(
 
     log = folded(read)
     if baselines_on is None:
-        parts = split_of(log, shares if split == "test" else (0, 0))
+        parts = split_of(log, shares if split == "test" else (0, 0), from_ms)
     else:
         parts = replace(split_of(folded(read_log(baselines_on, **options)), shares), test=log.columns)
     columns = parts.test if split == "test" else log.columns
+    if from_ms is not None and not (columns["event_time_ms"] >= from_ms).any():
+        raise InputFileError(
+            f"{read.name} has no event from the model's split time on ({from_ms} Unix ms), and all before it are "
+            f"training. Give a later log, or --bounds to split by user."
+        )
     if not len(columns["row"]):
         raise InputFileError(
             f"{read.name} has no test users: none of its {len(log.user_ids)} has crc32(user) % 100 from {shares[1]} "
@@ -136,7 +148,7 @@ def read_for(
             f"{other} of {len(columns['row'])} events have an action that the model does not know; they count as "
             f"`other`."
         )
-    if split == "all" and log.digest == artefact.manifest["training"].get("sha256"):
+    if split == "all" and log.digest == training.get("sha256"):
         notes.append(
             "This is the log that the model was trained on: with --split all its figures are not of unseen users. "
             "Use --split test."
@@ -154,24 +166,6 @@ def read_for(
         gap_unit_s=UNIT_S if read.format == TPP.name else 1.0,
         notes=tuple(notes),
     )
-
-
-def parsed_bounds(text: str) -> tuple[int, int]:
-    """Two shares out of ``a,b``.
-
-    Raises:
-        ConfigurationError: it is something else.
-    """
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise ConfigurationError(f"--bounds {text!r} is not two whole numbers. Write for example 60,70.")
-    fit, tune = int(parts[0]), int(parts[1])
-    if not 0 < fit < tune < 100:
-        raise ConfigurationError(
-            f"--bounds {text} must be two shares with 0 < fit < tune < 100, for example 60,70: users from the second "
-            f"on are measured."
-        )
-    return fit, tune
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,7 @@ def evaluated(
     engine = StepEngine(read.artefact, device=settings.device)
     purchase = read.split.purchase_code
     made = predictions_of(engine, read.columns, advance)
-    answers = Answers(read.columns, purchase, read.gap_unit_s)
+    answers = Answers(read.columns, purchase, read.gap_unit_s, read.split.from_ms)
     threshold, how = None, "on the measured users of the other folds (five)"
     if "purchase" not in answers.missing and len(read.split.tune["row"]):
         tuned = predictions_of(engine, read.split.tune)
@@ -224,7 +218,7 @@ def evaluated(
 def _rebuilt(read: Read, engine: StepEngine, settings: Settings, threshold: float | None) -> Comparison:
     """The model with states rebuilt before each event beside itself with carried states, on a sample of the users."""
     sample = sample_of_users(read.columns)
-    answers = Answers(sample, read.split.purchase_code, read.gap_unit_s)
+    answers = Answers(sample, read.split.purchase_code, read.gap_unit_s, read.split.from_ms)
     made = rebuilt_predictions(engine, sample, settings.session_gap_s * 1000)
     comparison = compare_model(f"{read.method}_rebuilt", answers, made, threshold)
     carried = predictions_of(engine, sample)

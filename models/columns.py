@@ -13,7 +13,8 @@ Columns = dict[str, NDArray]
 WINDOW = 32
 NEVER_S = 0xFFFFFFFF
 
-# name -> (dtype, trailing shape). "A" stands for the number of actions, "W" for the window's length.
+# name -> (dtype, trailing shape). "A" stands for the number of actions, "W" for the window's length, "E" for the
+# number of declared extras.
 LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "row": ("i4", ()),
     "wave": ("i4", ()),
@@ -23,6 +24,7 @@ LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "event_time_ms": ("i8", ()),
     "gap_ms": ("i8", ()),
     "log_price": ("f4", ()),
+    "extra": ("f4", ("E",)),
     "session_position": ("i4", ()),
     "session_index": ("i4", ()),
     "life_events": ("i4", ()),
@@ -41,9 +43,9 @@ LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def blank_columns(n_events: int, n_actions: int) -> Columns:
+def blank_columns(n_events: int, n_actions: int, n_extras: int = 0) -> Columns:
     """Columns of ``n_events`` rows of zeros."""
-    sizes = {"A": n_actions, "W": WINDOW}
+    sizes = {"A": n_actions, "W": WINDOW, "E": n_extras}
     return {
         name: np.zeros((n_events, *(sizes[axis] for axis in shape)), dtype)
         for name, (dtype, shape) in LAYOUT.items()
@@ -56,7 +58,12 @@ def take(columns: Columns, index: NDArray) -> Columns:
 
 
 def sample_columns(
-    n_users: int, n_events: int, n_actions: int, category_codes: NDArray[np.uint32], seed: int
+    n_users: int,
+    n_events: int,
+    n_actions: int,
+    category_codes: NDArray[np.uint32],
+    seed: int,
+    n_extras: int = 0,
 ) -> tuple[NDArray[np.uint32], Columns]:
     """Made-up columns for golden outputs and timings: every value in range, no story behind them.
 
@@ -64,7 +71,7 @@ def sample_columns(
     each user having at least one if there are enough.
     """
     rng = np.random.default_rng(seed)
-    columns = blank_columns(n_events, n_actions)
+    columns = blank_columns(n_events, n_actions, n_extras)
     row = np.concatenate([np.arange(n_users), rng.integers(0, n_users, max(0, n_events - n_users))])[
         :n_events
     ]
@@ -101,4 +108,7 @@ def sample_columns(
         "window_log_price": rng.normal(3, 1, held.shape),
     }.items():
         columns[name][:] = np.where(held, values, 0)
-    return rng.choice(codes, (n_users, WINDOW)), columns
+    before = rng.choice(codes, (n_users, WINDOW))
+    extra = rng.normal(0, 100, (n_events, n_extras))
+    columns["extra"][:] = np.where(rng.random(extra.shape) < 0.3, np.nan, extra)
+    return before, columns

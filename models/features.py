@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
 from math import tau
 
@@ -49,7 +49,7 @@ class FeatureSpec:
     ``log_price_median``: float32 [V + 1], index 0 = all categories together. ``mean`` and ``sd``: float32 [F],
     one a number of the input (no unit). ``utc_offset_s``: the shop's clock against UTC, seconds. ``known_items``:
     bool [ITEM_BUCKETS], the hash buckets that hold an item of several training users; an item of another bucket
-    counts as unseen.
+    counts as unseen. ``extras``: names of the event's further numbers that are read, in the order of their columns.
     """
 
     actions: ActionVocabulary
@@ -59,6 +59,7 @@ class FeatureSpec:
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
     known_items: NDArray[np.bool_]
+    extras: tuple[str, ...] = ()
 
     @cached_property
     def item_index(self) -> NDArray[np.int64]:
@@ -190,19 +191,51 @@ FEATURES: tuple[Feature, ...] = (
 )  # fmt: skip
 
 
-def declared() -> list[dict[str, object]]:
+_EXTRA, _EXTRA_MISSING = "extra.", "extra_missing."
+
+
+@lru_cache
+def features_of(extras: tuple[str, ...] = ()) -> tuple[Feature, ...]:
+    """The table with two lines more for each declared extra."""
+    values = [
+        Feature(_EXTRA + name, "asinh(value)", f"extra.{name}", f"0, and {_EXTRA_MISSING}{name} says so",
+                partial(_extra, place), "asinh")
+        for place, name in enumerate(extras)
+    ]  # fmt: skip
+    flags = [
+        Feature(_EXTRA_MISSING + name, "flag", f"extra.{name}", "1", partial(_extra_missing, place))
+        for place, name in enumerate(extras)
+    ]
+    return (*FEATURES, *values, *flags)
+
+
+def _extra(place: int, event: _Event) -> NDArray:
+    return np.nan_to_num(event.columns["extra"][:, place])
+
+
+def _extra_missing(place: int, event: _Event) -> NDArray:
+    return np.isnan(event.columns["extra"][:, place])
+
+
+def declared(extras: tuple[str, ...] = ()) -> list[dict[str, object]]:
     """The table as a manifest keeps it: name, version and unit of every feature."""
-    return [{"name": f.name, "version": f.version, "unit": f.unit} for f in FEATURES]
+    return [{"name": f.name, "version": f.version, "unit": f.unit} for f in features_of(extras)]
 
 
-def numeric_width(n_actions: int) -> int:
+def extras_of(wanted: Sequence[dict[str, object]]) -> tuple[str, ...]:
+    """The extras among the features of a manifest."""
+    names = [str(feature["name"]) for feature in wanted]
+    return tuple(name.removeprefix(_EXTRA) for name in names if name.startswith(_EXTRA))
+
+
+def numeric_width(n_actions: int, n_extras: int = 0) -> int:
     """How many numbers F one event gives beside its embeddings' indices."""
-    return sum(n_actions if f.width < 0 else f.width for f in FEATURES)
+    return sum(n_actions if f.width < 0 else f.width for f in FEATURES) + 2 * n_extras
 
 
 def missing_features(wanted: Sequence[dict[str, object]]) -> list[str]:
     """Names of wanted features that this build lacks or makes in another version."""
-    made = {(f.name, f.version) for f in FEATURES}
+    made = {(f.name, f.version) for f in features_of(extras_of(wanted))}
     return [str(f["name"]) for f in wanted if (f["name"], f["version"]) not in made]
 
 
@@ -218,15 +251,20 @@ def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
             f"The columns count {columns['action_session'].shape[1]} actions, the model knows {len(spec.actions)}. "
             f"Fold the events with the model's own vocabulary."
         )
+    if columns["extra"].shape[1] != len(spec.extras):
+        raise ModelError(
+            f"The columns hold {columns['extra'].shape[1]} extras, the model declares {len(spec.extras)} "
+            f"({', '.join(spec.extras) or 'none'}). Fold the events with the model's own extras."
+        )
     n = len(columns["action"])
     rows = padded_rows(n)
     index = spec.categories.index_of(columns["category"])
     window = _Window(columns)
     event = _Event(columns, index, window, spec)
-    x_NF = torch.zeros(rows, numeric_width(len(spec.actions)))
+    x_NF = torch.zeros(rows, numeric_width(len(spec.actions), len(spec.extras)))
     filled = x_NF.numpy()
     start = 0
-    for transform, group in groupby(FEATURES, key=lambda feature: feature.transform):
+    for transform, group in groupby(features_of(spec.extras), key=lambda feature: feature.transform):
         stop = start
         for feature in group:
             if feature.make is not None:

@@ -37,6 +37,7 @@ class Architecture:
     item_embedding: int = 4
     n_actions: int = 11
     n_categories: int = 0
+    n_extras: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """As a manifest keeps it."""
@@ -64,7 +65,7 @@ class Network(nn.Module):
         nn.init.normal_(self.category.weight, std=0.3)
         self.item = nn.Embedding(ITEM_UNSEEN + 1 + ITEM_BUCKETS, a.item_embedding)
         nn.init.zeros_(self.item.weight)  # an item that training says nothing of says nothing
-        width = numeric_width(a.n_actions) + a.action_embedding * (1 + LAGS)
+        width = numeric_width(a.n_actions, a.n_extras) + a.action_embedding * (1 + LAGS)
         width += a.category_embedding + a.item_embedding
         self.trunk = TRUNKS[a.kind](width, a.hidden)
         if 2 * self.trunk.state_width > MOST_STATE_BYTES:

@@ -27,7 +27,15 @@ from safetensors.torch import save as save_tensors
 from models.anomaly import Reference
 from models.columns import WINDOW, Columns, blank_columns, sample_columns
 from models.errors import ArtefactError
-from models.features import FEATURES, ITEM_BUCKETS, FeatureSpec, declared, missing_features, numeric_width
+from models.features import (
+    ITEM_BUCKETS,
+    FeatureSpec,
+    declared,
+    extras_of,
+    features_of,
+    missing_features,
+    numeric_width,
+)
 from models.network import Architecture, Network
 from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, CategoryVocabulary
 
@@ -154,7 +162,8 @@ def describe(
         "name": name,
         "version": version,
         "architecture": architecture.as_dict(),
-        "features": declared(),
+        "features": declared(features.extras),
+        "extra": list(features.extras),
         "actions": list(features.actions.names[:-1]),
         "categories": list(features.categories.names),
         "window": WINDOW,
@@ -204,14 +213,15 @@ def _verified(folder: Path, manifest: dict[str, Any]) -> Artefact:
     """Every check beyond the manifest's own fields; whatever else is raised is a contradiction in it."""
     label = f"{manifest['name']}/{manifest['version']}"
     wanted = manifest["features"]
+    made = [feature.name for feature in features_of(extras_of(wanted))]
     if missing := missing_features(wanted):
         raise ArtefactError(
-            f"Model {label} expects {len(wanted)} features, this build makes {len(FEATURES)} (missing "
+            f"Model {label} expects {len(wanted)} features, this build makes {len(made)} (missing "
             f"{', '.join(missing)}). Deploy the matching build or pin {_earlier(manifest['version'])}."
         )
-    if [feature["name"] for feature in wanted] != [feature.name for feature in FEATURES]:
+    if [feature["name"] for feature in wanted] != made:
         raise ArtefactError(
-            f"Model {label} expects {len(wanted)} features, this build makes {len(FEATURES)} in another order or "
+            f"Model {label} expects {len(wanted)} features, this build makes {len(made)} in another order or "
             f"number. Deploy the matching build or train the model again."
         )
     if manifest["window"] != WINDOW:
@@ -238,17 +248,24 @@ def untrained(
     categories: tuple[str, ...] = _SAMPLE_CATEGORIES,
     architecture: str = "lstm",
     hidden: int = 64,
+    extras: tuple[str, ...] = (),
     **changes: Any,
 ) -> Path:
     """A valid model with random weights, for tests and timings; returns its folder.
 
     ``changes`` are further fields of the manifest.
     """
-    sizes = Architecture(architecture, hidden, n_actions=len(actions) + 1, n_categories=len(categories))
+    sizes = Architecture(
+        architecture,
+        hidden,
+        n_actions=len(actions) + 1,
+        n_categories=len(categories),
+        n_extras=len(extras),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(sizes)
-    width = numeric_width(sizes.n_actions)
+    width = numeric_width(sizes.n_actions, len(extras))
     features = FeatureSpec(
         ActionVocabulary(actions),
         CategoryVocabulary(categories),
@@ -257,6 +274,7 @@ def untrained(
         mean=np.zeros(width, np.float32),
         sd=np.full(width, 2.0, np.float32),
         known_items=np.arange(ITEM_BUCKETS) % 2 == 0,
+        extras=extras,
     )
     nothing = np.zeros(0)
     reference = Reference.fit(nothing, nothing, np.zeros((0, 3), np.float32))
@@ -341,6 +359,7 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
         scaling["mean"],
         scaling["sd"],
         np.isin(np.arange(ITEM_BUCKETS), manifest["known_items"]),
+        extras_of(manifest["features"]),
     )
     return Artefact(
         name=manifest["name"],
@@ -360,7 +379,8 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
 
 def _sample(artefact: Artefact) -> tuple[NDArray[np.uint32], Columns]:
     """Made-up inputs: windows of three users before, and eight of their events."""
-    return sample_columns(3, 8, len(artefact.actions), artefact.categories.codes, seed=20260101)
+    actions, extras = len(artefact.actions), len(artefact.features.extras)
+    return sample_columns(3, 8, actions, artefact.categories.codes, seed=20260101, n_extras=extras)
 
 
 def _golden_outputs(artefact: Artefact, window: NDArray[np.uint32], columns: Columns) -> dict[str, list]:
@@ -374,7 +394,8 @@ def _golden_outputs(artefact: Artefact, window: NDArray[np.uint32], columns: Col
 def _check_golden(artefact: Artefact, folder: Path) -> None:
     inputs, kept = artefact.manifest["golden"]["inputs"], artefact.manifest["golden"]["outputs"]
     window = np.array(inputs["window_category"], np.uint32)
-    columns = blank_columns(len(inputs["columns"]["row"]), len(artefact.actions))
+    extras = len(artefact.features.extras)
+    columns = blank_columns(len(inputs["columns"]["row"]), len(artefact.actions), extras)
     for name, values in inputs["columns"].items():
         columns[name][:] = np.array(values, float)  # None becomes NaN; every integer in here fits
     for name, values in _golden_outputs(artefact, window, columns).items():

@@ -98,7 +98,7 @@ def train(
         "events": len(log.columns["row"]),
         "actions": list(log.actions.names),
         "utc_offset_s": log.utc_offset_s,
-        "features": declared(),
+        "features": declared(log.extras),
         "architecture": architecture,
         "hidden": hidden,
         "bounds": bounds,
@@ -116,7 +116,13 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     spec = fit_features(log, split.fit)
-    sizes = Architecture(architecture, hidden, n_actions=len(log.actions), n_categories=len(spec.categories))
+    sizes = Architecture(
+        architecture,
+        hidden,
+        n_actions=len(log.actions),
+        n_categories=len(spec.categories),
+        n_extras=len(log.extras),
+    )
     network = Network(sizes).to(device)
     tuning = sequences_of(split.tune, spec, split.purchase_code).to(device)
     curve = _fit(network, split, spec, tuning, epochs, seed, checkpoint, resume, progress)
@@ -193,10 +199,10 @@ def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:
     """Vocabulary, price medians and scaling of the training users."""
     categories = CategoryVocabulary(frequent_categories(fit, log.category_names))
     medians = log_price_medians(fit, categories.index_of(fit["category"]), len(categories))
-    width = numeric_width(len(log.actions))
+    width = numeric_width(len(log.actions), len(log.extras))
     blank = np.zeros(width, np.float32)
     items = item_buckets(fit)
-    spec = FeatureSpec(log.actions, categories, log.utc_offset_s, medians, blank, blank, items)
+    spec = FeatureSpec(log.actions, categories, log.utc_offset_s, medians, blank, blank, items, log.extras)
     x_NF = raw_inputs(fit, spec).x_NF[: len(fit["row"])]
     mean, sd = x_NF.mean(dim=0), x_NF.std(dim=0, correction=0)
     # A number that never changes in training keeps its unit, so that the first change is no explosion.

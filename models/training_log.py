@@ -23,6 +23,7 @@ class TrainingLog:
 
     ``columns``: as ``models.columns.LAYOUT``, each user's events contiguous and in time order, ``row`` = the user.
     ``user_ids``: one a row. ``category_names``: name of each category code. ``digest``: SHA-256 of the files.
+    ``extras``: names of the columns of ``extra``, further numbers that the model is to read.
     """
 
     columns: Columns
@@ -32,6 +33,7 @@ class TrainingLog:
     utc_offset_s: int = 0
     digest: str = ""
     files: tuple[str, ...] = field(default=())
+    extras: tuple[str, ...] = ()
 
     def shares(self) -> NDArray[np.int64]:
         """crc32(user id) % 100 of each user, by which logs are split."""
@@ -72,7 +74,7 @@ def check_parts(log: TrainingLog, bounds: tuple[int, int], fit: Columns, tune: C
     """Refuse parts of a log that nothing can be learned from.
 
     Raises:
-        TrainingError: a part has no user with two events.
+        TrainingError: a part has no user with two events, or a declared extra has no value.
     """
     for label, part in (("fit", fit), ("tune", tune)):
         if not (part["wave"] > 0).any():
@@ -80,6 +82,12 @@ def check_parts(log: TrainingLog, bounds: tuple[int, int], fit: Columns, tune: C
                 f"No user with two or more events falls into the part to {label} on (the log has "
                 f"{len(log.columns['row']):,} events of {len(log.user_ids):,} users, split at {bounds[0]},{bounds[1]} "
                 f"of crc32(user) % 100). Give a larger log, other --bounds or another --split-time."
+            )
+    for place, name in enumerate(log.extras):
+        if np.isnan(fit["extra"][:, place]).all():
+            raise TrainingError(
+                f"No event of the users to fit on has a number extra.{name}. Leave it out of --extra, or with "
+                f"--columns name its column: extra.{name}=COLUMN."
             )
 
 

@@ -122,7 +122,8 @@ def read_for(
     rules = FoldRules(settings.session_gap_s * 1000, settings.late_limit_s * 1000)
 
     def folded(file: LogFile) -> TrainingLog:
-        return training_log([file], rules, artefact.features.utc_offset_s, artefact.actions)
+        spec = artefact.features
+        return training_log([file], rules, spec.utc_offset_s, spec.actions, extras=spec.extras)
 
     log = folded(read)
     if baselines_on is None:

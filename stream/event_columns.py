@@ -14,6 +14,8 @@ from stream.events import Event
 __all__ = ["EventColumns", "NameCodes", "columns_of"]
 
 _MAX_UNKNOWN: Final = 1000
+# Its square is still a float32, which functions of it may go through.
+_MOST_EXTRA: Final = 1e18
 
 
 @dataclass
@@ -27,6 +29,7 @@ class EventColumns:
         category: uint32 code, 0 missing.
         item: uint32 code, 0 missing.
         log_price: float32, log(1 + price) within ±20, NaN missing.
+        extra: float32 (N, E), the model's declared extras within ±1e18, NaN missing.
         event_hash: uint64, never 0.
         offset: int64, rising for each user.
         replayed: bool, a dead letter sent again: the limits of time do not hold.
@@ -38,6 +41,7 @@ class EventColumns:
     category: np.ndarray
     item: np.ndarray
     log_price: np.ndarray
+    extra: np.ndarray
     event_hash: np.ndarray
     offset: np.ndarray
     replayed: np.ndarray
@@ -69,6 +73,7 @@ def columns_of(
     actions: ActionVocabulary,
     codes: NameCodes,
     source_prefix: bytes,
+    extras: Sequence[str] = (),
 ) -> EventColumns:
     """Turn events into columns.
 
@@ -80,6 +85,7 @@ def columns_of(
         actions: the model's vocabulary; an action that it lacks becomes ``other``.
         codes: cache of name codes.
         source_prefix: ``topic id/partition``; with the offset it is the id of an event that has none.
+        extras: names of the model's declared numbers in the events' ``extra``.
     """
     action_codes = {name: code for code, name in enumerate(actions.names)}
     other = len(actions.names) - 1
@@ -103,7 +109,16 @@ def columns_of(
         category=np.array([codes[event.category_id] for event in events], np.uint32),
         item=np.array([codes[event.item_id] for event in events], np.uint32),
         log_price=log_price.astype(np.float32),
+        extra=_extra_of(events, extras),
         event_hash=np.array(hashes, np.uint64),
         offset=np.ascontiguousarray(offsets, np.int64),
         replayed=np.ascontiguousarray(replayed, np.bool_),
     )
+
+
+def _extra_of(events: Sequence[Event], extras: Sequence[str]) -> np.ndarray:
+    columns = np.empty((len(events), len(extras)), np.float32)
+    for place, name in enumerate(extras):
+        found = [None if event.extra is None else event.extra.get(name) for event in events]
+        columns[:, place] = np.array(found, np.float64).clip(-_MOST_EXTRA, _MOST_EXTRA)  # None becomes NaN
+    return columns

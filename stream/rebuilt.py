@@ -64,7 +64,7 @@ def _states(engine: StepEngine, before: Columns, session_gap_ms: int) -> NDArray
     for name in rows.dtype.names or ():
         if name.startswith("w_"):
             rows[name] = before[f"window_{name.removeprefix('w_')}"]
-    blank, events = rebuild_columns(rows, layout)
+    blank, events = rebuild_columns(rows, layout, len(artefact.features.extras))
     rules = FoldRules(session_gap_ms, late_limit_ms=_NEVER_LATE, future_limit_ms=_NEVER_LATE)
     folded = fold(blank, events, rules, None, bytes(8), len(artefact.actions)).columns
     zeros = np.zeros((count, artefact.state_width), np.float16)

@@ -39,6 +39,12 @@ class PartitionModel:
         actions: ActionVocabulary = self.served.artefact.actions
         return actions
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The numbers in ``extra`` that the model declares."""
+        extras: tuple[str, ...] = self.served.artefact.features.extras
+        return extras
+
 
 @dataclass(slots=True)
 class DecodedClicks:
@@ -208,6 +214,7 @@ class ClicksWork:
             model.actions,
             self._codes,
             self._source_prefix,
+            model.extras,
         )
         stale_rows = np.flatnonzero(
             (unpacked["fingerprint"] != model.fingerprint) & (unpacked["window_count"] > 0)
@@ -234,7 +241,7 @@ class ClicksWork:
             for fingerprint, places in of_model.items():
                 codes = self._names.action_codes(fingerprint, model.actions)
                 rows[places] = model.layout.upgraded([cast(bytes, raws[place]) for place in places], codes)
-        blank, events = rebuild_columns(rows[stale], model.layout)
+        blank, events = rebuild_columns(rows[stale], model.layout, len(model.extras))
         rules = FoldRules(self._rules.session_gap_ms, late_limit_ms=2**62, future_limit_ms=2**62)
         return stale, fold(blank, events, rules, None, self._epoch, len(model.actions)).columns
 

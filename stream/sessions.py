@@ -261,6 +261,7 @@ def _advance(
         "event_time_ms": events.event_time_ms[applied],
         "gap_ms": gap_ms[arrival],
         "log_price": events.log_price[applied],
+        "extra": events.extra[applied],
         "session_position": session_position[arrival].astype(np.int32),
         "session_index": session_index[arrival].astype(np.int32),
         "life_events": life_events[arrival].astype(np.int32),
@@ -367,11 +368,13 @@ def _move_windows(
     return moved
 
 
-def rebuild_columns(rows: np.ndarray, layout: RowLayout) -> tuple[np.ndarray, EventColumns]:
+def rebuild_columns(
+    rows: np.ndarray, layout: RowLayout, n_extras: int = 0
+) -> tuple[np.ndarray, EventColumns]:
     """The windows of rows as events upon blank rows, so that another model can make its state vector.
 
     Times end at the row's last event and go back by the gaps, which float16 keeps to one part in a thousand;
-    the gap before the oldest event is lost.
+    the gap before the oldest event is lost. Extras are not in a window: all ``n_extras`` are missing.
 
     Returns:
         Blank rows (B,), and the events of all windows, each user's in order, exempt from limits of time.
@@ -387,6 +390,7 @@ def rebuild_columns(rows: np.ndarray, layout: RowLayout) -> tuple[np.ndarray, Ev
         category=rows["w_category"][held],
         item=rows["w_item"][held],
         log_price=rows["w_log_price"][held].astype(np.float32),
+        extra=np.full((len(row), n_extras), np.nan, np.float32),
         event_hash=(slot + 1).astype(np.uint64),
         offset=np.arange(len(row), dtype=np.int64),
         replayed=np.ones(len(row), np.bool_),

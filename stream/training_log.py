@@ -28,6 +28,7 @@ def training_log(
     utc_offset_s: int = 0,
     actions: ActionVocabulary | None = None,
     below_share: int = 100,
+    extras: tuple[str, ...] = (),
 ) -> TrainingLog:
     """Fold whole files, one user's events in their order, every user from a blank row.
 
@@ -38,6 +39,7 @@ def training_log(
         actions: of the model that will be measured; without, those of the events (``actions_of``).
         below_share: only users with crc32(user id) % 100 below this are asked for actions, since a vocabulary must not
             know what only other users did; all are asked if there are none.
+        extras: names of numbers in the events' ``extra`` that a model reads.
 
     Raises:
         InputFileError: no line of the files is an event.
@@ -71,6 +73,7 @@ def training_log(
         vocabulary,
         codes := NameCodes(_RARE_CATEGORIES),
         names.encode(),
+        extras,
     )
     blank = RowLayout(len(vocabulary), state_width=0).blank(len(users))
     folded = fold(blank, columns, rules or FoldRules(), None, bytes(8), len(vocabulary))
@@ -82,6 +85,7 @@ def training_log(
         utc_offset_s=utc_offset_s,
         digest=digest.hexdigest(),
         files=tuple(Path(file.name).name for file in files),
+        extras=extras,
     )
 
 

@@ -29,7 +29,9 @@ Format = Annotated[
 ]
 Columns = Annotated[
     str | None,
-    typer.Option("--columns", help="Delimited text: user=…,time=…,action=…[,item=…,category=…,price=…]."),
+    typer.Option(
+        "--columns", help="Delimited text: user=…,time=…,action=…[,item=…,category=…,price=…,extra.NAME=…]."
+    ),
 ]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of delimited text; a comma by default.")]
 TimeFormat = Annotated[

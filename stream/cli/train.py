@@ -69,6 +69,10 @@ def train(
     churn_horizon_s: Annotated[
         float, typer.Option("--churn-horizon-s", min=1, help="Silence that counts as churn, seconds.")
     ] = 2_592_000.0,
+    extra: Annotated[
+        str | None,
+        typer.Option("--extra", help="Numbers of the events' extra to learn from: duration,value."),
+    ] = None,
     format: Format = "auto",  # noqa: A002 - the flag's name
     columns: Columns = None,
     delimiter: Delimiter = None,
@@ -86,6 +90,7 @@ def train(
 
     limits = parsed_bounds(bounds)
     split_time_ms = None if split_time is None else parsed_time_ms(split_time)
+    declared_extras = parsed_extras(extra)
     logs = [
         read_log(
             file,
@@ -99,7 +104,12 @@ def train(
         )
         for file in files
     ]
-    folded = training_log(logs, utc_offset_s=utc_offset_s, below_share=100 if split_time else limits[0])
+    folded = training_log(
+        logs,
+        utc_offset_s=utc_offset_s,
+        below_share=100 if split_time else limits[0],
+        extras=declared_extras,
+    )
     with training_progress() as progress:
         folder = fit(
             folded,
@@ -200,3 +210,19 @@ def parsed_bounds(text: str) -> tuple[int, int]:
             f"--bounds {text!r} is not two whole numbers. Write for example 60,70."
         ) from None
     return fit, tune
+
+
+def parsed_extras(text: str | None) -> tuple[str, ...]:
+    """Different names out of ``a,b``; none of None.
+
+    Raises:
+        ConfigurationError: an empty or a repeated name.
+    """
+    from stream.errors import ConfigurationError
+
+    names = tuple(name.strip() for name in text.split(",")) if text is not None else ()
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"--extra {text!r} is not a list of different names. Write for example duration,value."
+        )
+    return names

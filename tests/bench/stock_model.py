@@ -82,6 +82,8 @@ class OneRowModel:
         trunk, heads = network.trunk, network.heads
         self.hidden = trunk.hidden
         self.fingerprint = artefact.fingerprint
+        if features.extras:
+            raise ArtefactError("The stock agent reads no extras. Give the bench a model without.")
         order = _columns_of_the_network(len(artefact.actions))
         weight_ih = trunk.weight_ih.clone()
         weight_ih[:, : len(order)] = trunk.weight_ih[:, order]

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from models.columns import take
+from models.errors import ModelError
 from models.features import (
     FEATURES,
     ITEM_BUCKETS,
+    declared,
+    extras_of,
+    features_of,
     inputs,
     item_buckets,
     missing_features,
@@ -80,6 +84,40 @@ def test_hand_written_event_has_hand_written_features(spec):
     assert value(columns, spec, 2, "life_actions", offset=0) == pytest.approx(log(3), rel=1e-6)
     assert value(columns, spec, 2, "life_events") == pytest.approx(log(4), rel=1e-6)
     assert value(columns, spec, 0, "hour", offset=1) == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_what_an_event_does_not_tell_has_the_table_s_default(spec):
+    """A first event of an unknown action, at the epoch, with nothing else."""
+    there = replace(spec, extras=("value",))
+    event = {"time_ms": 0, "action": "dance", "category": None, "item": None, "price": None}
+    columns = {**synthetic.columns_of([[event]]), "extra": np.full((1, 1), np.nan, np.float32)}
+    made, other = raw_inputs(columns, there), len(spec.actions) - 1
+    alone = [float(action == other) for action in range(len(spec.actions))]
+    expected = {
+        "log_gap": [0.0],
+        "session_position": [log(2)],
+        "life_events": [log(2)],
+        "session_actions": [log(2) * one for one in alone],
+        "life_actions": [log(2) * one for one in alone],
+        "action_age": [0.0] * len(alone),
+        "hour": [0.0, 1.0],
+        "weekday": [0.0, 1.0],
+        "price": [0.0],
+        "price_missing": [1.0],
+        "category_missing": [1.0],
+        "first_event": [1.0],
+        "new_session": [1.0],
+        "repeat_item": [0.0],
+        "repeat_category": [0.0],
+        "window_actions": alone,
+        "window_followers": [0.0] * len(alone),
+        "extra.value": [0.0],
+        "extra_missing.value": [1.0],
+    }
+    assert [*expected] == [feature.name for feature in features_of(("value",)) if feature.make is not None]
+    assert made.x_NF[0].tolist() == pytest.approx([n for numbers in expected.values() for n in numbers])
+    assert made.action_NL[0].tolist() == [other] + [other + 1] * 4
+    assert (made.category_N[0], made.item_N[0]) == (0, 0)
 
 
 def test_hours_are_the_shop_s(spec):
@@ -161,6 +199,30 @@ def test_unseen_and_missing_items_are_told_apart(columns, spec):
     assert index[0] == 0
     for item in (1, 2, 500, 501):
         assert index[item] == (item + 2 if spec.known_items[item] else 1)
+
+
+def test_an_extra_is_read_on_a_scale_of_its_size_and_a_missing_one_is_0_with_a_flag(spec):
+    """Asinh grows like a logarithm on both sides of 0; the table has a line for the value and one for the flag."""
+    events = [{"time_ms": 60_000, "action": "view", "category": None, "item": None, "price": None}] * 4
+    columns = synthetic.columns_of([events])
+    columns["extra"] = np.float32([[0, 1], [-1000, np.nan], [1e18, -1e18], [np.nan, 5]])
+    there = replace(spec, extras=("duration", "value"))
+    x_NF = raw_inputs(columns, there).x_NF[:4, numeric_width(len(spec.actions)) :].numpy()
+    values = np.arcsinh(np.nan_to_num(columns["extra"].astype(np.float64)))
+    np.testing.assert_allclose(x_NF[:, :2], values, rtol=1e-6)
+    assert x_NF[:, 2:].tolist() == [[0, 0], [0, 1], [0, 0], [1, 0]]
+    assert [feature["name"] for feature in declared(there.extras)][-4:] == [
+        *("extra.duration", "extra.value"),
+        *("extra_missing.duration", "extra_missing.value"),
+    ]
+    assert extras_of(declared(there.extras)) == there.extras
+    assert missing_features(declared(there.extras)) == []
+
+
+def test_columns_with_other_extras_than_the_model_s_are_refused(columns, spec):
+    """The sentence names the extras that the model declares."""
+    with pytest.raises(ModelError, match=r"hold 0 extras, the model declares 1 \(value\)"):
+        inputs(columns, replace(spec, extras=("value",)))
 
 
 def test_inputs_are_finite_whatever_the_event(spec):

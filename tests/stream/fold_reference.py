@@ -83,6 +83,7 @@ def fold_one_by_one(
                 "event_time_ms": time,
                 "gap_ms": gap_ms,
                 "log_price": events.log_price[n],
+                "extra": events.extra[n],
                 "session_position": row["session_events"][0],
                 "session_index": row["session_index"][0],
                 "life_events": row["life_events"][0],

@@ -37,6 +37,16 @@ def test_names_become_codes_and_missing_ones_zero() -> None:
     assert codes.unknown_actions == {"dance"}
 
 
+def test_declared_extras_are_columns_within_what_a_network_can_square() -> None:
+    """In their order, NaN where an event has none; undeclared ones are not read."""
+    events = [event(extra={"b": 2.5, "c": 9.0}), event(), event(extra={"a": -1e300, "b": 1e300})]
+    offsets, replayed = np.arange(3), np.zeros(3, bool)
+    made = columns_of(events, np.arange(3), offsets, replayed, VOCABULARY, NameCodes(), b"p", ("a", "b"))
+    assert made.extra.dtype == np.float32
+    np.testing.assert_array_equal(made.extra, np.float32([[np.nan, 2.5], [np.nan, np.nan], [-1e18, 1e18]]))
+    assert columns(events, NameCodes()).extra.shape == (3, 0)
+
+
 def test_an_event_without_id_is_known_by_its_position() -> None:
     """Its hash is that of topic, partition and offset, never of the content; an empty id is none."""
     made = columns([event(event_id="e9"), event(), event(event_id="")], NameCodes())

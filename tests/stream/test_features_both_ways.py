@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from stream.simulated import simulated_records
 from stream.training_log import training_log
 
 USERS, EVENTS = 30, 500
+EXTRAS = ("duration", "value")
 
 
 class Eavesdropper:
@@ -33,12 +35,20 @@ class Eavesdropper:
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
-    return load_artefact(untrained(tmp_path_factory.mktemp("models")))
+    return load_artefact(untrained(tmp_path_factory.mktemp("models"), extras=EXTRAS))
 
 
 @pytest.fixture(scope="module")
 def records() -> list[FileRecord]:
-    return simulated_records(USERS, EVENTS, seed=11)
+    """Simulated events, most of them with numbers of their own."""
+    rng = np.random.default_rng(11)
+    told = []
+    for record in simulated_records(USERS, EVENTS, seed=11):
+        event = json.loads(record.value)
+        held = [name for name in (*EXTRAS, "undeclared") if rng.random() < 0.7]
+        event["extra"] = {name: rng.normal() * 10.0 ** rng.integers(-3, 20) for name in held}
+        told.append(record._replace(value=json.dumps(event).encode()))
+    return told
 
 
 def streamed(records: list[FileRecord], artefact: Artefact, micro_batch: int) -> list[Inputs]:
@@ -56,7 +66,7 @@ def test_training_and_the_stream_read_the_same_bits(
     artefact: Artefact, records: list[FileRecord], micro_batch: int
 ) -> None:
     """Every number and every index of every event, whatever the micro-batches."""
-    log = training_log([LogFile("simulated", "canonical", records)], actions=artefact.actions)
+    log = training_log([LogFile("simulated", "canonical", records)], actions=artefact.actions, extras=EXTRAS)
     whole = raw_inputs(log.columns, artefact.features)
     parts = streamed(records, artefact, micro_batch)
     sizes = [min(micro_batch, EVENTS - start) for start in range(0, EVENTS, micro_batch)]

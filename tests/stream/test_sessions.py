@@ -56,6 +56,10 @@ def events_of(turns: list[Turn], first_offset: int = 0) -> EventColumns:
         category=np.array([turn.category for turn in turns], np.uint32),
         item=np.array([turn.item for turn in turns], np.uint32),
         log_price=np.array([turn.log_price for turn in turns], np.float32),
+        # Two numbers that nothing is computed of: they must only stay with their events.
+        extra=np.array(
+            [[at, -turn.time_ms] for turn, at in zip(turns, offset, strict=True)], np.float32
+        ).reshape(-1, 2),
         event_hash=np.array(
             [turn.event_hash or 1000 + at for turn, at in zip(turns, offset, strict=True)], np.uint64
         ),
@@ -84,7 +88,7 @@ DTYPES = {
     ),
     **dict.fromkeys(("new_session", "repeat_item", "repeat_category"), "bool"),
     **dict.fromkeys(("window_log_gap", "window_log_price"), "float16"),
-    "log_price": "float32",
+    **dict.fromkeys(("log_price", "extra"), "float32"),
     "action_session": "uint16",
 }
 
@@ -327,7 +331,9 @@ def test_rebuilt_windows_equal_the_windows_they_come_from() -> None:
     """Replaying a window upon a blank row makes the same window; only the oldest gap is lost."""
     rows = LAYOUT.blank(40)
     fold(rows, busy_log(700, 40, 8), RULES, None, EPOCH, 11)
-    fresh, events = rebuild_columns(rows, LAYOUT)
+    fresh, events = rebuild_columns(rows, LAYOUT, n_extras=2)
+    assert events.extra.shape == (len(events.row), 2)
+    assert np.isnan(events.extra).all()
     result = fold(fresh, events, RULES, None, EPOCH, 11)
     assert not result.outcome.any()
     for name in ("w_action", "w_category", "w_item", "w_log_price", "window_count"):

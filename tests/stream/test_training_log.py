@@ -31,7 +31,7 @@ def event(user: str, second: int, action: str = "view", **more) -> dict:
 def test_columns_are_what_models_read():
     """Names, types and shapes of the fold are those of the models' table."""
     log = training_log([log_file([event("a", 0, category_id="x"), event("b", 1), event("a", 2)])])
-    sizes = {"A": 11, "W": 32}
+    sizes = {"A": 11, "W": 32, "E": 0}
     assert log.columns.keys() == LAYOUT.keys()
     for name, (dtype, shape) in LAYOUT.items():
         assert log.columns[name].dtype == np.dtype(dtype), name
@@ -53,6 +53,16 @@ def test_repeats_and_lines_that_are_no_events_are_left_out():
     file = log_file([twice, twice, event("a", 1, event_id="e2")])
     file.records.append(FileRecord(4, b"a", b"{broken", None))
     assert len(training_log([file]).columns["row"]) == 2
+
+
+def test_declared_extras_are_columns_and_missing_ones_are_nan():
+    """In the order in which they were declared; others are left out."""
+    file = log_file([event("a", 0, extra={"value": 3.5, "rank": 1}), event("a", 1), event("a", 2, extra={})])
+    log = training_log([file], extras=("duration", "value"))
+    assert log.extras == ("duration", "value")
+    np.testing.assert_array_equal(
+        log.columns["extra"], np.float32([[np.nan, 3.5], [np.nan] * 2, [np.nan] * 2])
+    )
 
 
 def test_category_names_are_kept_for_the_vocabulary():

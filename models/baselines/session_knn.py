@@ -24,12 +24,12 @@ LENGTH = 8
 _PLACES = 3
 # Both chosen on tuning users of a public log: near neighbours must count far more than others.
 _PLACE_WEIGHT = 2.0
-_SHARPNESS = 32.0
+_SHARPNESS = 16.0
 # Neighbours, and how many votes the shares are worth; the first are taken when no tuning user can choose.
-_NEIGHBOURS = (50, 5, 200)
+_NEIGHBOURS = (50, 5, 200, 1000)
 _MASSES = (2.0, 0.5, 8.0, 32.0)
-# The most frequent beginnings of sessions that are compared with: a bound on time, not reached by short logs.
-_MOST_PREFIXES = 20_000
+# Compared are sessions with the same last action, the most frequent beginnings first: a bound on time.
+_MOST_PREFIXES = 2_000
 _ROWS_AT_ONCE = 256
 # Similarities are whole billionths: rounding must not decide who is the nearer of two equally near.
 _UNITS = 1e9
@@ -39,25 +39,29 @@ _UNITS = 1e9
 class _Prefixes:
     """Distinct beginnings of training sessions, frequent ones first: unit vectors and what followed."""
 
+    newest_P: NDArray[np.uint8]
     vector_PD: NDArray[np.float64]
     count_PA: NDArray[np.float64]
 
-    def votes(self, vector_QD: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+    def votes(self, prefix_QL: NDArray[np.uint8]) -> dict[int, NDArray[np.float64]]:
         """Similarity-weighted counts of what followed, (Q, A), by number of neighbours."""
-        most = [min(k, len(self.vector_PD)) for k in _NEIGHBOURS]
-        votes = {k: np.zeros((len(vector_QD), self.count_PA.shape[1])) for k in _NEIGHBOURS}
-        for start in range(0, len(vector_QD), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            similarity = np.rint(vector_QD[rows] @ self.vector_PD.T * _UNITS).astype(np.int64)
-            # Of equally near ones the more frequent: their places are in that order.
-            key = similarity * _MOST_PREFIXES - np.arange(len(self.vector_PD))
-            nearest = np.argpartition(-key, max(most) - 1, axis=1)[:, : max(most)]
-            order = np.argsort(-np.take_along_axis(key, nearest, axis=1), axis=1)
-            nearest = np.take_along_axis(nearest, order, axis=1)
-            weight = (np.take_along_axis(similarity, nearest, axis=1) / _UNITS) ** _SHARPNESS
-            for k, neighbours in zip(_NEIGHBOURS, most, strict=True):
-                voters = self.count_PA[nearest[:, :neighbours]]
-                votes[k][rows] = np.einsum("qk,qka->qa", weight[:, :neighbours], voters)
+        n_actions = self.count_PA.shape[1]
+        votes = {k: np.zeros((len(prefix_QL), n_actions)) for k in _NEIGHBOURS}
+        for newest in np.unique(prefix_QL[:, 0]):
+            among = np.flatnonzero(self.newest_P == newest)[:_MOST_PREFIXES]
+            asking = np.flatnonzero(prefix_QL[:, 0] == newest)
+            for start in range(0, len(asking) if len(among) else 0, _ROWS_AT_ONCE):
+                rows = asking[start : start + _ROWS_AT_ONCE]
+                similarity = np.rint(_vectors(prefix_QL[rows], n_actions) @ self.vector_PD[among].T * _UNITS)
+                # Of equally near ones the more frequent: their places are in that order.
+                key = similarity * _MOST_PREFIXES - np.arange(len(among))
+                # The nearest one has one vote a session, however near it is.
+                weight = (similarity / similarity.max(axis=1, keepdims=True)) ** _SHARPNESS
+                ranked = [len(among) - min(k, len(among)) for k in _NEIGHBOURS]
+                least = np.partition(key, sorted(set(ranked)), axis=1)[:, ranked]
+                for place, k in enumerate(_NEIGHBOURS):
+                    near = key >= least[:, place : place + 1]
+                    votes[k][rows] = (weight * near) @ self.count_PA[among]
         return votes
 
 
@@ -74,10 +78,9 @@ def next_action(split: Split) -> NDArray[np.float64]:
     count = np.bincount(
         at.ravel() * n_actions + split.fit["action"][fit_at], minlength=len(prefix) * n_actions
     )
-    kept = np.argsort(-times, kind="stable")[:_MOST_PREFIXES]
-    known = _Prefixes(
-        _vectors(prefix[kept], n_actions), count.reshape(-1, n_actions)[kept].astype(np.float64)
-    )
+    kept = np.argsort(-times, kind="stable")
+    count_PA = count.reshape(-1, n_actions)[kept].astype(np.float64)
+    known = _Prefixes(prefix[kept, 0], _vectors(prefix[kept], n_actions), count_PA)
 
     scored = np.flatnonzero(split.tune["wave"] > 0)
     tune = _votes(known, split.tune, n_actions)
@@ -92,7 +95,7 @@ def next_action(split: Split) -> NDArray[np.float64]:
 def _votes(known: _Prefixes, columns: Columns, n_actions: int) -> dict[int, NDArray[np.float64]]:
     """For each event of the columns, (N, A); equal beginnings are looked up once."""
     prefix, at = np.unique(_prefixes(columns, n_actions), axis=0, return_inverse=True)
-    return {k: votes[at.ravel()] for k, votes in known.votes(_vectors(prefix, n_actions)).items()}
+    return {k: votes[at.ravel()] for k, votes in known.votes(prefix).items()}
 
 
 def _prefixes(columns: Columns, n_actions: int) -> NDArray[np.uint8]:

@@ -29,6 +29,8 @@ ITEM_BUCKETS = 1024
 ITEM_MISSING, ITEM_UNSEEN = 0, 1
 ITEM_USERS = 5
 LAGS = 4
+# Events' worth of the shop's shares in a user's own, and of a user's own in those after one action.
+HABIT_MASS = 4.0
 _MINUTE_MS = 60_000
 
 
@@ -49,7 +51,8 @@ class FeatureSpec:
     ``log_price_median``: float32 [V + 1], index 0 = all categories together. ``mean`` and ``sd``: float32 [F],
     one a number of the input (no unit). ``utc_offset_s``: the shop's clock against UTC, seconds. ``known_items``:
     bool [ITEM_BUCKETS], the hash buckets that hold an item of several training users; an item of another bucket
-    counts as unseen. ``extras``: names of the event's further numbers that are read, in the order of their columns.
+    counts as unseen. ``action_share``: float32 [A], of all training events, none 0. ``extras``: names of the event's
+    further numbers that are read, in the order of their columns.
     """
 
     actions: ActionVocabulary
@@ -59,6 +62,7 @@ class FeatureSpec:
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
     known_items: NDArray[np.bool_]
+    action_share: NDArray[np.float32]
     extras: tuple[str, ...] = ()
 
     @cached_property
@@ -102,7 +106,11 @@ class _Event:
         minute = (columns["event_time_ms"] + 1000 * spec.utc_offset_s) // _MINUTE_MS
         self.clock = _CLOCK.take(minute % len(_CLOCK), axis=0)
         self.price = columns["log_price"] - spec.log_price_median.take(category_index)
-        self.followed, self.share = _window_counts(window, len(spec.actions))
+        followed, self.window_share = _window_counts(window, len(spec.actions))
+        # Of a user without events they are the shop's shares, then the user's own by and by.
+        life = _smoothed(columns["action_life"], columns["life_events"], spec.action_share)
+        next_ = _smoothed(followed, followed.sum(axis=1), life)
+        self.habit, self.next_habit = life / spec.action_share, next_ / spec.action_share
 
 
 class _Window:
@@ -116,10 +124,10 @@ class _Window:
 
 
 def _window_counts(window: _Window, n_actions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of the last 31 events: the share of each action that followed the current one there, and of each at all.
+    """Of the last 31 events: how often each action followed the current one there, and the share of each at all.
 
-    The first, (N, A), is the user's own row of a Markov chain, with one more in its total than was counted, so that
-    it grows with the evidence; the event itself is the last that can have followed. The second, (N, A), sums to 1.
+    The first, (N, A), is the user's own row of a Markov chain; the event itself is the last that can have followed.
+    The second, (N, A), sums to 1.
     """
     action_WN, empty_WN = window.action_WN, window.empty_WN
     n = action_WN.shape[1]
@@ -137,8 +145,13 @@ def _window_counts(window: _Window, n_actions: int) -> tuple[NDArray[np.float32]
     share, followed = counts_CN[:n_actions], counts_CN[n_actions:-1]
     share += followed
     share /= np.minimum(window.count_N, np.uint8(WINDOW - 1))
-    followed /= after_same.sum(axis=0, dtype=np.uint8) + np.float32(1)
     return followed.T, share.T
+
+
+def _smoothed(count_NA: NDArray, total_N: NDArray, prior_NA: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shares of counts to which ``HABIT_MASS`` events distributed like the prior are added."""
+    mass = np.float32(HABIT_MASS)
+    return (count_NA.astype(np.float32) + mass * prior_NA) / (total_N.astype(np.float32) + mass)[:, None]
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,8 @@ class Feature:
 
     ``make`` gives the raw values, (N,) or (N, width); None = an embedding. ``width``: numbers it gives, -1 = one an
     action. ``transform``: a function of torch, applied to all neighbours in the table that share it at once.
+    ``one_scale``: its numbers are divided by one spread, their root mean square, and not centred: they stay
+    comparable, and 0 stays 0.
     """
 
     name: str
@@ -157,6 +172,7 @@ class Feature:
     transform: str = ""
     width: int = 1
     version: int = 1
+    one_scale: bool = False
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -186,8 +202,11 @@ FEATURES: tuple[Feature, ...] = (
     Feature("new_session", "flag", "new_session", "-", lambda e: e.columns["new_session"]),
     Feature("repeat_item", "flag", "repeat_item", "0", lambda e: e.columns["repeat_item"]),
     Feature("repeat_category", "flag", "repeat_category", "0", lambda e: e.columns["repeat_category"]),
-    Feature("window_actions", "share an action", "window_action", "-", lambda e: e.share, width=-1),
-    Feature("window_followers", "share an action", "window_action", "0", lambda e: e.followed, width=-1),
+    Feature("window_actions", "share an action", "window_action", "-", lambda e: e.window_share, width=-1),
+    Feature("habit", "log share an action, against the shop's", "action_life", "-",
+            lambda e: e.habit, "log", width=-1, one_scale=True),
+    Feature("next_habit", "log share an action after this one, against the shop's", "window_action", "-",
+            lambda e: e.next_habit, "log", width=-1, one_scale=True),
 )  # fmt: skip
 
 
@@ -233,6 +252,17 @@ def numeric_width(n_actions: int, n_extras: int = 0) -> int:
     return sum(n_actions if f.width < 0 else f.width for f in FEATURES) + 2 * n_extras
 
 
+def numbers_of(name: str, n_actions: int) -> slice:
+    """Which of the F numbers a feature gives."""
+    start = 0
+    for feature in FEATURES:
+        width = n_actions if feature.width < 0 else feature.width
+        if feature.name == name:
+            return slice(start, start + width)
+        start += width
+    raise KeyError(name)
+
+
 def missing_features(wanted: Sequence[dict[str, object]]) -> list[str]:
     """Names of wanted features that this build lacks or makes in another version."""
     made = {(f.name, f.version) for f in features_of(extras_of(wanted))}
@@ -261,7 +291,8 @@ def raw_inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
     index = spec.categories.index_of(columns["category"])
     window = _Window(columns)
     event = _Event(columns, index, window, spec)
-    x_NF = torch.zeros(rows, numeric_width(len(spec.actions), len(spec.extras)))
+    # The padding is 1, which every transform takes.
+    x_NF = torch.ones(rows, numeric_width(len(spec.actions), len(spec.extras)))
     filled = x_NF.numpy()
     start = 0
     for transform, group in groupby(features_of(spec.extras), key=lambda feature: feature.transform):

@@ -35,16 +35,22 @@ class SmallHeads:
 
 
 class Heads(nn.Module):
-    """Linear heads on the hidden state; all but the vocabulary's are one matrix product."""
+    """Linear heads on what a state says; all but the vocabulary's are one matrix product.
 
-    def __init__(self, hidden: int, n_actions: int, n_categories: int) -> None:
+    What they read begins with logits of the next action, one an action, which the action's head takes over.
+    """
+
+    def __init__(self, read_width: int, n_actions: int, n_categories: int) -> None:
         super().__init__()
         self.n_actions = n_actions
         gap = slice(n_actions, n_actions + 3 * COMPONENTS)
-        self.small = nn.Linear(hidden, gap.stop + 2 + WINDOW)
-        self.category = nn.Linear(hidden, n_categories + 1)
+        self.small = nn.Linear(read_width, gap.stop + 2 + WINDOW)
+        self.category = nn.Linear(read_width, n_categories + 1)
         self.content = nn.Parameter(torch.tensor(0.5))
         with torch.no_grad():
+            for layer in (self.small, self.category):
+                layer.weight[:, :n_actions] = 0.0
+            self.small.weight[:n_actions, :n_actions] = torch.eye(n_actions)
             # A newer event is likelier to be returned to: begin with a gentle decay.
             self.small.bias[-WINDOW:] = torch.arange(WINDOW) * 0.1
             self.small.bias[gap] = torch.tensor([0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0])

@@ -19,7 +19,7 @@ WEIGHTS = {"action": 1.0, "category": 0.3, "gap": 0.3, "purchase": 0.5}
 # Learned weights stay between exp(-3) and exp(3): a head whose loss goes to zero, or below for a density, would
 # otherwise drown the others.
 MOST_LOG_WEIGHT = 3.0
-DROPOUT = 0.1
+DROPOUT = 0.3
 
 
 class HeadWeights(nn.Module):
@@ -64,22 +64,21 @@ def stopping_loss(nats: dict[str, float]) -> float:
 def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str, Tensor]:
     """Nats of each head, one value for each event of the reading whose answer is known."""
     heads, event_N = network.heads, reading.event_N
-    before_NH = functional.dropout(reading.before_NH, DROPOUT, network.training)
-    after_NH = functional.dropout(reading.after_NH, DROPOUT, network.training)
+    before_NR, after_NR = _dropped(network, reading.before_NR), _dropped(network, reading.after_NR)
     codes_NW = part.codes_before_NW[event_N]
     held_NW = codes_NW != 0
-    out = heads.read(heads.small(before_NH), held_NW, held_NW.any(dim=1))
+    out = heads.read(heads.small(before_NR), held_NW, held_NW.any(dim=1))
     action = functional.cross_entropy(out.action_NA, part.action_N[event_N], reduction="none")
 
     named = part.code_N[event_N] != 0
-    vocabulary, pointer = heads.mix(heads.category(before_NH), out.slot_NW, part.index_before_NW[event_N])
+    vocabulary, pointer = heads.mix(heads.category(before_NR), out.slot_NW, part.index_before_NW[event_N])
     pointed = codes_NW == part.code_N[event_N, None]
     by_vocabulary = vocabulary.gather(1, part.index_N[event_N, None])[:, 0]
     probability = (1 - out.share_N) * by_vocabulary + out.share_N * (pointer * pointed).sum(dim=1)
     category = -torch.log(probability.clamp_min(1e-9))[named]
 
     # Gap and purchase do not look at the window: which one is given does not matter.
-    later = heads.read(heads.small(after_NH), held_NW, held_NW.any(dim=1))
+    later = heads.read(heads.small(after_NR), held_NW, held_NW.any(dim=1))
     log_gap, follows = part.log_gap_N[event_N], part.follows_N[event_N]
     silent = -torch.log(later.gap.survival(log_gap).clamp_min(1e-9))
     gap = torch.where(follows, -later.gap.log_likelihood(log_gap), silent)
@@ -89,3 +88,11 @@ def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str,
         later.purchase_N[known], part.purchase_N[event_N][known], reduction="none"
     )
     return {"action": action, "category": category, "gap": gap, "purchase": purchase}
+
+
+def _dropped(network: Network, read_NR: Tensor) -> Tensor:
+    """Some of the hidden vector set to 0; the habits stay, as half a habit is another one."""
+    if not network.training:
+        return read_NR
+    A = network.architecture.n_actions
+    return torch.cat([read_NR[:, :A], functional.dropout(read_NR[:, A:], DROPOUT)], dim=1)

@@ -121,7 +121,7 @@ class MicroBatch:
             statistics=np.zeros((0, 3), np.float32),
             too_predictable=none,
             anomaly_score=none,
-            hidden_state=self.state[:, : self.prepared.hidden],
+            hidden_state=self.state[:, len(self.artefact.actions) : self.prepared.read_width],
             event_slot=np.zeros(0, np.int64),
         )
 
@@ -149,7 +149,7 @@ class MicroBatch:
 
     def _advance(self) -> None:
         """The recurrence, wave by wave; each state is cast before anything reads it."""
-        trunk, S = self.prepared.trunk, self.artefact.state_width
+        trunk, S, A = self.prepared.trunk, self.artefact.state_width, len(self.artefact.actions)
         source = torch.zeros(self.P, dtype=torch.int64)
         source[self.place] = torch.arange(self.M)
         previous = torch.zeros(self.P, dtype=torch.int64)
@@ -159,13 +159,14 @@ class MicroBatch:
         states = torch.empty(self.B + self.P, S, dtype=torch.float16, device=self.device)
         states[: self.B] = torch.from_numpy(self.state).to(self.device)
         source, previous = source.to(self.device), previous.to(self.device)
+        states[self.B :, :A] = self.network.habits(made).index_select(0, source)
         finite = torch.zeros((), device=self.device)
         start = 0
         for end in self.wave_ends.tolist():
             for tile in self.prepared.tiled(start, end):
                 old = states.index_select(0, previous[tile])
                 new = states[self.B + tile.start : self.B + tile.stop]
-                finite += trunk.step(x.index_select(0, source[tile]), old, new)[-1].sum()
+                finite += trunk.step(x.index_select(0, source[tile]), old[:, A:], new[:, A:])[-1].sum()
             start = end
         if not torch.isfinite(finite):
             raise NotFinite(self._describe_not_finite(states))
@@ -184,7 +185,7 @@ class MicroBatch:
 
     def _answer(self) -> StepResult:
         """Heads on every state once: before the batch (what its first event is measured by) and after each event."""
-        columns, heads, H = self.columns, self.network.heads, self.prepared.hidden
+        columns, heads, R = self.columns, self.network.heads, self.prepared.read_width
         rows, events = padded_rows(self.B), padded_rows(self.M)
         slots = np.zeros(rows + events, np.int64)
         slots[: self.B], slots[rows : rows + self.M] = np.arange(self.B), self.B + self.place
@@ -195,11 +196,11 @@ class MicroBatch:
         index = self.artefact.categories.index_of(codes)
         index_SW, codes_SW = self.tensor(index), self.tensor(codes.view(np.int32))
         slots_S, held = self.tensor(slots), codes != 0
-        hidden_SH = torch.empty(rows + events, H, device=self.device)
+        read_SR = torch.empty(rows + events, R, device=self.device)
         small_SK = torch.empty(rows + events, self.prepared.small_width, device=self.device)
         for tile in self.prepared.tiled(0, rows + events):
-            hidden_SH[tile] = self.states.index_select(0, slots_S[tile])[:, :H]
-            self.prepared.small_heads(hidden_SH[tile], small_SK[tile])
+            read_SR[tile] = self.states.index_select(0, slots_S[tile])[:, :R]
+            self.prepared.small_heads(read_SR[tile], small_SK[tile])
         any_held = np.packbits(held).view(np.uint32) != 0  # 32 flags a row at once
         out = heads.read(small_SK, self.tensor(held), self.tensor(any_held))
         log_action = torch.log_softmax(out.action_NA, dim=1)
@@ -209,7 +210,7 @@ class MicroBatch:
         column = self._columns_of(index[rows:], codes[rows:])
         best = np.empty((events, TOP_CATEGORIES), np.int32)
         for part, tile in self._parts(rows, events):
-            logits = self.prepared.category_logits(hidden_SH[tile])
+            logits = self.prepared.category_logits(read_SR[tile])
             share, rest = out.share_N[tile], rest_S[tile]
             vocabulary, pointer = heads.mix(logits, out.slot_NW[tile], index_SW[tile])
             by_vocabulary = vocabulary.gather(1, target.category_index[tile, None])[:, 0]
@@ -338,6 +339,6 @@ class MicroBatch:
             statistics=statistics,
             too_predictable=anomaly.too_predictable,
             anomaly_score=anomaly.score,
-            hidden_state=states[:, : self.prepared.hidden],
+            hidden_state=states[:, len(self.artefact.actions) : self.prepared.read_width],
             event_slot=self.B + self.place,
         )

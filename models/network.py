@@ -1,4 +1,12 @@
-"""The whole network: embeddings, a trunk that carries state, heads on its hidden part."""
+"""The whole network: embeddings, a trunk that carries state, heads on its hidden part and on the user's habits.
+
+The state of a user is A logits made of the user's own counts of actions, then the trunk's state; the heads read the
+first A + H of its numbers. So the next action begins as a Markov chain of the user's own, and the trunk learns only
+what that misses.
+
+Source: wide and deep parts trained together (Cheng et al. 2016); the wide part are the smoothed log counts of a
+user-adaptive chain.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import ArtefactError
-from models.features import HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS, Inputs, numeric_width
+from models.features import (
+    HASH_BUCKETS,
+    ITEM_BUCKETS,
+    ITEM_UNSEEN,
+    LAGS,
+    FeatureSpec,
+    Inputs,
+    numbers_of,
+    numeric_width,
+)
 from models.heads import Heads
 from models.networks.gru import GRU
 from models.networks.linear import Linear
@@ -24,6 +41,11 @@ TRUNKS: dict[str, type[Trunk]] = {
     "lstm": LSTM,
     "transformer": Transformer,
 }
+
+
+HABITS = ("habit", "next_habit")
+# Of the numbers and embeddings that the trunk reads; the habits reach the heads whole.
+INPUT_DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,12 +90,55 @@ class Network(nn.Module):
         width = numeric_width(a.n_actions, a.n_extras) + a.action_embedding * (1 + LAGS)
         width += a.category_embedding + a.item_embedding
         self.trunk = TRUNKS[a.kind](width, a.hidden)
-        if 2 * self.trunk.state_width > MOST_STATE_BYTES:
+        self.read_width = a.n_actions + a.hidden
+        self.state_width = a.n_actions + self.trunk.state_width
+        self.habit_weight = nn.Parameter(torch.zeros(len(HABITS)))
+        if 2 * self.state_width > MOST_STATE_BYTES:
             raise ArtefactError(
-                f"Architecture {a.kind!r} with {a.hidden} hidden units carries {2 * self.trunk.state_width:,} bytes of "
+                f"Architecture {a.kind!r} with {a.hidden} hidden units carries {2 * self.state_width:,} bytes of "
                 f"state a user, and a row has room for {MOST_STATE_BYTES:,}. Choose fewer hidden units."
             )
-        self.heads = Heads(a.hidden, a.n_actions, a.n_categories)
+        self.heads = Heads(self.read_width, a.n_actions, a.n_categories)
+
+    @torch.no_grad()
+    def begin_from(self, spec: FeatureSpec) -> None:
+        """Let the next action begin as the user's own habits, so that only what they miss is left to learn.
+
+        The logits become the log shares of the training users, plus half of how the user's own shares differ from
+        them, plus half of how those after this action do.
+        """
+        n_actions = self.architecture.n_actions
+        for weight, name in zip(self.habit_weight, HABITS, strict=True):
+            weight.copy_(torch.from_numpy(spec.sd[numbers_of(name, n_actions)]).mean() / len(HABITS))
+        self.heads.small.bias[:n_actions] = torch.from_numpy(spec.action_share).log()
+
+    def habits(self, inputs: Inputs) -> Tensor:
+        """What the user's own counts say of the next action, N x A: logits to begin with, 0 without any events."""
+        n_actions = self.architecture.n_actions
+        parts = [
+            weight * inputs.x_NF[:, numbers_of(name, n_actions)]
+            for weight, name in zip(self.habit_weight, HABITS, strict=True)
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def forward(self, inputs_TB: Inputs, users: int, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance B users by T events each.
+
+        Args:
+            inputs_TB: T x B rows, in time order.
+            users: B.
+            state_BS: float32, from before the first event; zeros for a new user.
+
+        Returns:
+            What the heads read after each event, T x B x (A + H), and the last state, B x S.
+        """
+        A = self.architecture.n_actions
+        x_TBF = self.embed(inputs_TB).unflatten(0, (-1, users))
+        habit_TBA = self.habits(inputs_TB).unflatten(0, (-1, users))
+        if self.training:
+            x_TBF = nn.functional.dropout(x_TBF, INPUT_DROPOUT)
+        h_TBH, last_BS = self.trunk(x_TBF, state_BS[:, A:])
+        return torch.cat([habit_TBA, h_TBH], dim=2), torch.cat([habit_TBA[-1], last_BS], dim=1)
 
     def embed(self, inputs: Inputs, room: int = 0) -> Tensor:
         """Scaled numbers and embeddings side by side, N x F, and ``room`` more columns without meaning."""

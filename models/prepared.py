@@ -45,7 +45,7 @@ class PreparedNetwork:
         network = artefact.network if device == "cpu" else copy.deepcopy(artefact.network).to(device)
         self.network = network.eval()
         self.trunk: PreparedTrunk = network.trunk.prepared()
-        self.hidden = network.trunk.hidden
+        self.read_width = network.read_width
         known = 1 + len(artefact.categories)
         if known - 1 > MOST_CATEGORIES:
             raise ModelError(
@@ -71,13 +71,13 @@ class PreparedNetwork:
         """Columns that ``small_heads`` writes."""
         return len(self._small_bias)
 
-    def small_heads(self, hidden_NH: Tensor, out_NK: Tensor) -> None:
+    def small_heads(self, read_NR: Tensor, out_NK: Tensor) -> None:
         """Write the outputs of all heads but the vocabulary's, see ``models.heads.Heads.read``."""
-        torch.addmm(self._small_bias, hidden_NH, self._small_weight, out=out_NK)
+        torch.addmm(self._small_bias, read_NR, self._small_weight, out=out_NK)
 
-    def category_logits(self, hidden_NH: Tensor) -> Tensor:
+    def category_logits(self, read_NR: Tensor) -> Tensor:
         """Logits of the vocabulary, then columns that are never likely."""
-        return torch.addmm(self._category_bias, hidden_NH, self._category_weight)
+        return torch.addmm(self._category_bias, read_NR, self._category_weight)
 
     def tiled(self, start: int, stop: int) -> Iterator[slice]:
         """Cut whole tiles out of [start, stop), the largest first; the length is a multiple of 64."""
@@ -97,17 +97,18 @@ class PreparedNetwork:
         most, generator = _TILE_SIZES[0], torch.Generator().manual_seed(1)
         width = self.network.trunk.inputs + self.trunk.room
         inputs = torch.randn(most, width, generator=generator).to(self.device)
+        habits = self.network.architecture.n_actions
         state = torch.randn(most, self.artefact.state_width, generator=generator).half().to(self.device)
 
         def results(size: int) -> Tensor:
             tiles = []
             for start in range(0, most, size):
                 part = slice(start, start + size)
-                new = torch.empty_like(state[part])
-                made = self.trunk.step(inputs[part].clone(), state[part], new)
-                h = new[:, : self.hidden].float()
-                self.small_heads(h, small := torch.empty(size, self.small_width, device=self.device))
-                tiles.append(torch.cat([*made, h, small, self.category_logits(h)], dim=1))
+                new = state[part].clone()
+                made = self.trunk.step(inputs[part].clone(), state[part, habits:], new[:, habits:])
+                read = new[:, : self.read_width].float()
+                self.small_heads(read, small := torch.empty(size, self.small_width, device=self.device))
+                tiles.append(torch.cat([*made, read, small, self.category_logits(read)], dim=1))
             return torch.cat(tiles)
 
         expected = results(TILE_ROWS)

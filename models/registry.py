@@ -174,6 +174,7 @@ def describe(
             "mean": features.mean.tolist(),
             "sd": features.sd.tolist(),
             "log_price_median": features.log_price_median.tolist(),
+            "action_share": features.action_share.tolist(),
         },
         "anomaly": reference.as_dict(),
         "calibration": calibration or {},
@@ -274,8 +275,10 @@ def untrained(
         mean=np.zeros(width, np.float32),
         sd=np.full(width, 2.0, np.float32),
         known_items=np.arange(ITEM_BUCKETS) % 2 == 0,
+        action_share=np.full(sizes.n_actions, 1 / sizes.n_actions, np.float32),
         extras=extras,
     )
+    network.begin_from(features)
     nothing = np.zeros(0)
     reference = Reference.fit(nothing, nothing, np.zeros((0, 3), np.float32))
     manifest = describe(name, version, sizes, features, reference)
@@ -359,6 +362,7 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
         scaling["mean"],
         scaling["sd"],
         np.isin(np.arange(ITEM_BUCKETS), manifest["known_items"]),
+        scaling["action_share"],
         extras_of(manifest["features"]),
     )
     return Artefact(
@@ -371,7 +375,7 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
         features=features,
         reference=Reference.from_dict(manifest["anomaly"]),
         network=network.eval().requires_grad_(False),
-        state_width=network.trunk.state_width,
+        state_width=network.state_width,
         window=manifest["window"],
         churn_horizon_s=float(manifest["churn_horizon_s"]),
     )

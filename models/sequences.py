@@ -73,15 +73,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Reading:
-    """Hidden states around each real event of a chunk.
+    """What the heads read around each real event of a chunk.
 
-    ``event_N``: event numbers. ``before_NH``: the state that predicts the event's action and category.
-    ``after_NH``: the state that predicts the gap after it and the end of its session.
+    ``event_N``: event numbers. ``before_NR``: of the state that predicts the event's action and category.
+    ``after_NR``: of the state that predicts the gap after it and the end of its session.
     """
 
     event_N: Tensor
-    before_NH: Tensor
-    after_NH: Tensor
+    before_NR: Tensor
+    after_NR: Tensor
 
 
 def sequences_of(columns: Columns, spec: FeatureSpec, purchase_code: int) -> Sequences:
@@ -130,11 +130,11 @@ def chunks_of(part: Sequences, rng: np.random.Generator | None) -> list[Chunk]:
 def readings(network: Network, part: Sequences, chunks: list[Chunk]) -> Iterator[Reading]:
     """Walk the trunk over the chunks in their order; gradients end where a chunk begins."""
     device = part.action_N.device
-    state_BS = torch.zeros(0, network.trunk.state_width, device=device)
+    state_BS = torch.zeros(0, network.state_width, device=device)
     for chunk in chunks:
-        T, B = chunk.event_TB.shape
+        B = chunk.event_TB.shape[1]
         if chunk.opens:
-            state_BS = torch.zeros(B, network.trunk.state_width, device=device)
+            state_BS = torch.zeros(B, network.state_width, device=device)
         state_BS = state_BS[:B].detach()
         event_N = torch.from_numpy(chunk.event_TB.ravel()).to(device)
         chosen = part.inputs.take(event_N)
@@ -145,8 +145,8 @@ def readings(network: Network, part: Sequences, chunks: list[Chunk]) -> Iterator
                 category_N=torch.where(unseen, part.bucket_N[event_N], chosen.category_N),
                 item_N=torch.where(unseen, chosen.item_N.clamp_max(ITEM_UNSEEN), chosen.item_N),
             )
-        hidden_TBH, after_BS = network.trunk(network.embed(chosen).view(T, B, -1), state_BS)
-        before_TBH = torch.cat([state_BS[None, :, : network.trunk.hidden], hidden_TBH[:-1]])
+        read_TBR, after_BS = network(chosen, B, state_BS)
+        before_TBR = torch.cat([state_BS[None, :, : network.read_width], read_TBR[:-1]])
         held = torch.from_numpy(chunk.held_TB.ravel().nonzero()[0]).to(device)
-        yield Reading(event_N[held], before_TBH.flatten(0, 1)[held], hidden_TBH.flatten(0, 1)[held])
+        yield Reading(event_N[held], before_TBR.flatten(0, 1)[held], read_TBR.flatten(0, 1)[held])
         state_BS = after_BS

@@ -11,11 +11,20 @@ import torch
 
 from models import calibration
 from models.anomaly import Reference
+from models.baselines import unigram
 from models.checkpoint import Checkpoint
 from models.columns import Columns
 from models.errors import TrainingError
 from models.evaluation import mean_interval, run
-from models.features import FeatureSpec, declared, item_buckets, numeric_width, raw_inputs
+from models.features import (
+    FEATURES,
+    FeatureSpec,
+    declared,
+    item_buckets,
+    numbers_of,
+    numeric_width,
+    raw_inputs,
+)
 from models.fitting import Fitting, Progress
 from models.network import TRUNKS, Architecture, Network
 from models.registry import (
@@ -123,7 +132,9 @@ def train(
         n_categories=len(spec.categories),
         n_extras=len(log.extras),
     )
-    network = Network(sizes).to(device)
+    network = Network(sizes)
+    network.begin_from(spec)
+    network.to(device)
     tuning = sequences_of(split.tune, spec, split.purchase_code).to(device)
     curve = _fit(network, split, spec, tuning, epochs, seed, checkpoint, resume, progress)
     divisor = _calibrate(network, tuning)
@@ -199,14 +210,21 @@ def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:
     """Vocabulary, price medians and scaling of the training users."""
     categories = CategoryVocabulary(frequent_categories(fit, log.category_names))
     medians = log_price_medians(fit, categories.index_of(fit["category"]), len(categories))
-    width = numeric_width(len(log.actions), len(log.extras))
-    blank = np.zeros(width, np.float32)
+    n_actions = len(log.actions)
+    blank = np.zeros(numeric_width(n_actions, len(log.extras)), np.float32)
     items = item_buckets(fit)
-    spec = FeatureSpec(log.actions, categories, log.utc_offset_s, medians, blank, blank, items, log.extras)
+    share = unigram.probabilities(fit, n_actions).astype(np.float32)
+    spec = FeatureSpec(
+        log.actions, categories, log.utc_offset_s, medians, blank, blank, items, share, log.extras
+    )
     x_NF = raw_inputs(fit, spec).x_NF[: len(fit["row"])]
     mean, sd = x_NF.mean(dim=0), x_NF.std(dim=0, correction=0)
     # A number that never changes in training keeps its unit, so that the first change is no explosion.
     sd = torch.where(sd < 1e-3, torch.ones_like(sd), sd)
+    for feature in FEATURES:
+        if feature.one_scale:
+            at = numbers_of(feature.name, n_actions)
+            mean[at], sd[at] = 0.0, x_NF[:, at].square().mean().sqrt().clamp_min(1e-3)
     return replace(spec, mean=mean.numpy(), sd=sd.numpy())
 
 
@@ -218,7 +236,7 @@ def _calibrate(network: Network, tune: Sequences) -> float:
     logits, actions = [], []
     for reading in readings(network, tune, chunks_of(tune, None)):
         held = later_N[reading.event_N]
-        logits.append(network.heads.small(reading.before_NH[held])[:, : network.heads.n_actions])
+        logits.append(network.heads.small(reading.before_NR[held])[:, : network.heads.n_actions])
         actions.append(tune.action_N[reading.event_N[held]])
     divisor = calibration.temperature(torch.cat(logits).cpu(), torch.cat(actions).cpu())
     calibration.apply(network, divisor)

@@ -18,7 +18,7 @@ import torch
 
 from models.anomaly import BUCKET_EDGES, LEVELS
 from models.errors import ArtefactError
-from models.features import FEATURES, HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS
+from models.features import FEATURES, HABIT_MASS, HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS
 from models.heads import COMPONENTS
 from models.registry import Artefact
 from tests.bench.stock_row import CODES, NEVER_S, WINDOW, Seen, UserRow
@@ -43,7 +43,8 @@ _NUMBERS = {
     "action_age": -1,
     "life_events": 1,
     "window_actions": -1,
-    "window_followers": -1,
+    "habit": -1,
+    "next_habit": -1,
 }
 _MINUTE_MS = 60_000
 _HALFS = struct.Struct(f"<{WINDOW}e")
@@ -85,6 +86,7 @@ class OneRowModel:
         if features.extras:
             raise ArtefactError("The stock agent reads no extras. Give the bench a model without.")
         order = _columns_of_the_network(len(artefact.actions))
+        self._numbers = len(order)
         weight_ih = trunk.weight_ih.clone()
         weight_ih[:, : len(order)] = trunk.weight_ih[:, order]
         self._lstm = (weight_ih, trunk.weight_hh, trunk.bias, torch.zeros_like(trunk.bias))
@@ -100,6 +102,8 @@ class OneRowModel:
         self._action_embedding = network.action.weight.numpy()
         self._category_embedding = network.category.weight.numpy()
         self._item_embedding = network.item.weight.numpy()
+        self._action_share = features.action_share.tolist()
+        self._habit_weights = network.habit_weight.tolist()
         self._known_items = features.known_items.tolist()
         self._log_horizon = math.log(artefact.churn_horizon_s)
         reference = artefact.reference
@@ -115,14 +119,19 @@ class OneRowModel:
             seen: the event.
             window_before: the row's window of categories before the event.
         """
-        H = self.hidden
+        A = self._n_actions
+        read = A + self.hidden
         before = np.frombuffer(row.state, "<f2")
         state = torch.from_numpy(before.astype(np.float32)[None])
-        h, c = torch.lstm_cell(self._inputs(row, seen), (state[:, :H], state[:, H:]), *self._lstm)
-        after = torch.cat([h, c], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
+        x = self._inputs(row, seen)
+        # The last numbers of the counters are the user's habits: they reach the heads directly.
+        first, second = x[:, self._numbers - 2 * A : self._numbers].chunk(2, dim=1)
+        habits = first * self._habit_weights[0] + second * self._habit_weights[1]
+        h, c = torch.lstm_cell(x, (state[:, A:read], state[:, read:]), *self._lstm)
+        after = torch.cat([habits, h, c], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
         row.state = after.numpy().tobytes()
         row.fingerprint = self.fingerprint
-        both = torch.cat([state[:, :H], after[:, :H].float()])
+        both = torch.cat([state[:, :read], after[:, :read].float()])
         small = self._small(both).tolist()
         logits = self._category(both)
         chances = torch.softmax(logits, dim=1).numpy()
@@ -175,8 +184,14 @@ class OneRowModel:
             *[0.0 if age == NEVER_S else log1p(age + 1) for age in seen.ages_s],
             log1p(row.life_events),
             *[recent.count(action) / len(recent) for action in range(self._n_actions)],
-            *[followers.count(action) / (len(followers) + 1) for action in range(self._n_actions)],
         ]
+        life, after_this = [], []
+        for action, share in enumerate(self._action_share):
+            own = (row.action_life[action] + HABIT_MASS * share) / (row.life_events + HABIT_MASS)
+            following = (followers.count(action) + HABIT_MASS * own) / (len(followers) + HABIT_MASS)
+            life.append(math.log(own / share))
+            after_this.append(math.log(following / share))
+        numbers += life + after_this
         scaled = np.array(numbers, np.float32)
         scaled -= self._mean
         scaled /= self._sd

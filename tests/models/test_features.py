@@ -93,6 +93,8 @@ def test_what_an_event_does_not_tell_has_the_table_s_default(spec):
     columns = {**synthetic.columns_of([[event]]), "extra": np.full((1, 1), np.nan, np.float32)}
     made, other = raw_inputs(columns, there), len(spec.actions) - 1
     alone = [float(action == other) for action in range(len(spec.actions))]
+    # The shop's shares are all a quarter here, of which four events' worth are in the user's.
+    habit = [log((1 + one) / 5 * 4) for one in alone]
     expected = {
         "log_gap": [0.0],
         "session_position": [log(2)],
@@ -110,7 +112,8 @@ def test_what_an_event_does_not_tell_has_the_table_s_default(spec):
         "repeat_item": [0.0],
         "repeat_category": [0.0],
         "window_actions": alone,
-        "window_followers": [0.0] * len(alone),
+        "habit": habit,
+        "next_habit": habit,
         "extra.value": [0.0],
         "extra_missing.value": [1.0],
     }
@@ -140,19 +143,24 @@ def test_unseen_categories_share_hashed_embeddings(columns, spec):
     assert index.max() < 1 + len(spec.categories) + 64
 
 
-def test_a_user_s_own_followers_are_counted_in_the_window(spec):
-    """What followed the current action before, of all that did and one more; and the share of every action."""
+def test_habits_are_the_user_s_own_shares_against_the_shop_s(spec):
+    """Counts of life, and of what followed the current action in the window, smoothed by what is known more widely."""
     names = ["view", "cart", "view", "view", "purchase", "view"]
     events = [
         {"time_ms": 60_000 * turn, "action": name, "category": None, "item": None, "price": None}
         for turn, name in enumerate(names)
     ]
     columns = synthetic.columns_of([events])
-    followers = [value(columns, spec, 5, "window_followers", offset) for offset in range(4)]
-    assert followers == pytest.approx([1 / 4, 1 / 4, 1 / 4, 0])
+    shop = spec.action_share
+    life = (np.array([4, 1, 1, 0]) + 4 * shop) / (6 + 4)
+    habit = [value(columns, spec, 5, "habit", offset) for offset in range(4)]
+    assert habit == pytest.approx(np.log(life / shop), abs=1e-5)
+    followers = [value(columns, spec, 5, "next_habit", offset) for offset in range(4)]
+    assert followers == pytest.approx(np.log((np.array([1, 1, 1, 0]) + 4 * life) / (3 + 4) / shop), abs=1e-5)
     shares = [value(columns, spec, 5, "window_actions", offset) for offset in range(4)]
     assert shares == pytest.approx([4 / 6, 1 / 6, 1 / 6, 0])
-    assert [value(columns, spec, 0, "window_followers", offset) for offset in range(4)] == [0] * 4
+    first = [value(columns, spec, 0, "next_habit", offset) for offset in range(4)]
+    assert first == pytest.approx([value(columns, spec, 0, "habit", offset) for offset in range(4)])
 
 
 def test_window_shares_reach_31_events_back(spec):
@@ -166,7 +174,9 @@ def test_window_shares_reach_31_events_back(spec):
     assert value(columns, spec, 31, "window_actions", offset=1) == pytest.approx(1 / 31)
     assert value(columns, spec, 32, "window_actions") == 1
     # 30 of the views of the window came after a view: the first view's event before it was a cart.
-    assert value(columns, spec, 32, "window_followers") == pytest.approx(30 / 31)
+    shop = float(spec.action_share[0])
+    views = np.log((30 + 4 * (31 + 4 * shop) / (33 + 4)) / (30 + 4) / shop)
+    assert value(columns, spec, 32, "next_habit") == pytest.approx(views, abs=1e-5)
 
 
 def test_last_actions_begin_with_the_event_s_own(spec):
@@ -238,4 +248,4 @@ def test_the_table_says_what_is_missing():
         "dwell_s"
     ]
     assert missing_features([{"name": "price", "version": 2}]) == ["price"]
-    assert numeric_width(11) == 69
+    assert numeric_width(11) == 80

@@ -12,7 +12,7 @@ import torch
 from models.columns import WINDOW, take
 from models.errors import ArtefactError, NotFinite
 from models.evaluation import run
-from models.features import inputs
+from models.features import inputs, numbers_of, raw_inputs
 from models.network import TRUNKS, Architecture, Network
 from models.networks.trunk import MOST_STATE_BYTES
 from models.registry import load_artefact, save_artefact, untrained
@@ -280,6 +280,35 @@ def test_the_engine_serves_what_forward_computes(engine, columns):
     np.testing.assert_allclose(served, hidden[:, 0].numpy(), atol=1e-2)
 
 
+def test_the_engine_carries_the_habits_that_training_reads(engine, columns):
+    """The first numbers of a state are the habits after its last event, whatever the trunk."""
+    everything = in_order_of_time(columns)
+    shop = Shop(engine, columns)
+    shop.step(everything)
+    last = np.flatnonzero(np.append(columns["wave"][1:] == 0, True))
+    network = engine.prepared.network
+    with torch.inference_mode():
+        habits = network.habits(inputs(take(columns, last), engine.artefact.features))[: len(last)]
+    A = len(engine.artefact.actions)
+    np.testing.assert_array_equal(shop.state[columns["row"][last], :A], habits.half().numpy())
+
+
+def test_an_unlearned_network_says_what_the_user_s_own_counts_say(artefact, columns):
+    """Before the first update the next action is a mixture of the user's shares in life and after this action."""
+    spec, A = artefact.features, len(artefact.actions)
+    network = Network(artefact.network.architecture)
+    network.begin_from(spec)
+    read = inputs(columns, spec)
+    with torch.inference_mode():
+        habits = network.habits(read)
+        blank = torch.zeros(len(habits), network.architecture.hidden)
+        logits = network.heads.small(torch.cat([habits, blank], dim=1))[:, :A]
+    raw = raw_inputs(columns, spec).x_NF
+    life, after_this = (raw[:, numbers_of(name, A)] for name in ("habit", "next_habit"))
+    wanted = torch.from_numpy(spec.action_share).log() + 0.5 * (life + after_this)
+    torch.testing.assert_close(logits.softmax(dim=1), wanted.softmax(dim=1), atol=1e-5, rtol=0)
+
+
 def test_a_saved_network_computes_the_same_bits(artefact, columns, tmp_path):
     """Save and load is the identity."""
     manifest = {**artefact.manifest, "name": "again"}
@@ -317,12 +346,12 @@ def test_every_network_is_trained_and_loaded(kind, tmp_path):
 
 def test_a_state_too_wide_for_a_row_is_refused(tmp_path):
     """8,192 bytes a user is the most, and the message says both numbers."""
-    widest = Network(Architecture("linear", hidden=4096)).trunk.state_width
+    widest = Network(Architecture("linear", hidden=4085)).state_width
     assert 2 * widest == MOST_STATE_BYTES
     with pytest.raises(
-        ArtefactError, match=r"'linear' with 4097 hidden units carries 8,194 bytes .* for 8,192"
+        ArtefactError, match=r"'linear' with 4086 hidden units carries 8,194 bytes .* for 8,192"
     ):
-        untrained(tmp_path, architecture="linear", hidden=4097)
+        untrained(tmp_path, architecture="linear", hidden=4086)
 
 
 # Without a device there is nothing to compare, so there is no such law rather than one that is skipped.

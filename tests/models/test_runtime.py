@@ -88,7 +88,8 @@ def test_stepwise_equals_full_sequence(engine, columns):
     """The carried state gives what running over the whole history gives."""
     user = int(np.bincount(columns["row"]).argmax())
     mine = np.flatnonzero(columns["row"] == user)
-    network, S = engine.prepared.network, engine.artefact.state_width
+    network = engine.prepared.network
+    S = network.trunk.state_width
     with torch.inference_mode():
         x = network.embed(inputs(take(columns, mine), engine.artefact.features))[: len(mine)]
         hidden, last = network.trunk(x[:, None], torch.zeros(1, S))
@@ -152,7 +153,7 @@ def test_gap_term_is_the_density_whose_tail_is_churn(engine, columns):
     shop.step(order)
     with torch.inference_mode():
         small = engine.prepared.network.heads.small(
-            torch.from_numpy(shop.state[:64, : engine.prepared.hidden]).float()
+            torch.from_numpy(shop.state[:64, : engine.prepared.read_width]).float()
         )
         nothing = torch.zeros(64, WINDOW, dtype=torch.bool)
         gap = engine.prepared.network.heads.read(small, nothing, nothing[:, 0]).gap

@@ -12,6 +12,7 @@ import pytest
 from models.columns import take
 from models.errors import ArtefactError, TrainingError
 from models.evaluation import run
+from models.features import inputs, numbers_of
 from models.registry import load_artefact
 from models.runtime import StepEngine
 from models.training import fit_features, train
@@ -177,13 +178,15 @@ def test_price_medians_are_per_category_and_fall_back_to_all():
 
 
 def test_scaling_is_of_training_users(log):
-    """Mean 0 and spread 1 over the users that are fitted on."""
-    from models.features import inputs
-
+    """Mean 0 and spread 1 over the users that are fitted on; habits share one size, so that 0 says nothing is odd."""
     fit = log.of_users(0, 60)
     x = inputs(fit, fit_features(log, fit)).x_NF[: len(fit["row"])]
-    np.testing.assert_allclose(x.mean(dim=0), 0, atol=1e-3)
-    spread = x.std(dim=0).numpy()
+    habits = [numbers_of(name, len(log.actions)) for name in ("habit", "next_habit")]
+    for at in habits:
+        assert float(x[:, at].square().mean()) == pytest.approx(1, abs=1e-3)
+    others = np.delete(x.numpy(), np.r_[tuple(habits)], axis=1)
+    np.testing.assert_allclose(others.mean(axis=0), 0, atol=1e-3)
+    spread = others.std(axis=0)
     assert ((np.abs(spread - 1) < 1e-2) | (spread < 1e-3)).all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ import numpy as np
 from stream.settings import Settings
 from tests.bench import pipeline
 from tests.bench.bed import Bed
-from tests.bench.processes import BenchFailed, BenchWorker, start, stop
+from tests.bench.processes import BenchFailed, BenchWorker, start, stop, wait_until
 from tests.bench.readers import Reader, consumer_of, ends_of, produced_ms
-from tests.bench.report import stages, table, tell
+from tests.bench.report import samples, stages, table, tell
 
 GRACE_S = 30.0
 QUANTILES = (50, 90, 99, 99.9, 100)
@@ -65,7 +66,7 @@ def watch_paced(
     tell(f"{part}: {bed.sizes.rate:.0f} events/s for {seconds:.0f} s")
     traffic = bed.traffic(part)
     request = {
-        "client": client,
+        "client": settings.kafka.aiokafka(),
         "topic": settings.clicks_topic,
         "traffic": {
             "users": traffic.users,
@@ -79,13 +80,15 @@ def watch_paced(
     log = bed.folder / f"paced-{part}.log"
     source = start("tests.bench.traffic", json.dumps(request), log=log)
     try:
-        with bed.cpu(worker=worker.pid, source=source.pid) as watch:
+        with bed.cpu(worker=worker.pid, source=source.pid, readers=os.getpid()) as watch:
             began_s = time.time()
+            worker.sample()
             while source.poll() is None:
                 worker.check()
                 meanwhile()
                 time.sleep(0.1)
             ended_s = time.time()
+            worker.sample()
     finally:
         stop(source)
     if source.returncode:
@@ -139,6 +142,9 @@ def measure(bed: Bed, settings: Settings, worker: BenchWorker) -> dict[str, floa
     )
     spent_s = {step: after[step] - before[step] for step in after}
     stages("latency: wall time by step, summed over partitions", spent_s, len(seen.produced), batches)
+    if worker.samples is not None:
+        wait_until("the sampling profile", worker.samples.exists, worker.check, timeout_s=20)
+        samples(worker.samples)
     return figures
 
 

@@ -34,6 +34,7 @@ def a_prediction(rng: np.random.Generator, offset: int, names: list[str]) -> Pre
         user_id=f"user-{rng.integers(20_000)}",
         event_id=f"e{rng.integers(1 << 40):x}",
         event_time_ms=1_511_550_516_000 + offset * 37,
+        partition=3,
         offset=offset,
         session_index=int(rng.integers(1, 200)),
         session_position=int(rng.integers(1, 60)),
@@ -82,13 +83,12 @@ def main() -> None:
         by_code,
         topic="clicks",
         topic_id="mGPxVDvDTBSgXhH6ZDRmFw",
-        partition=3,
         churn_horizon_s=2_592_000,
         source="/foreclick/clicks",
     )
     many = arguments_of([a_prediction(rng, 18_842 + i, names) for i in range(asked.events)])
     few = arguments_of([a_prediction(rng, 18_842 + i, names) for i in range(30)])
-    of_headers = (many[0], many[2], many[3])
+    of_headers = (many[0], many[2], many[3], many[4])
     ready = [json.loads(value) for value in renderer.values(*many, by_code)]
     figures: dict[str, Any] = {"events": asked.events, "value_bytes": len(renderer.values(*many, by_code)[0])}
     cases: dict[str, tuple[Callable[[], object], int]] = {

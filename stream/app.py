@@ -23,7 +23,7 @@ from faust.app.base import BootStrategy
 
 from models.errors import ForeclickError
 from stream.broker.topics import describe
-from stream.clicks_stage import clicks_work
+from stream.clicks_stage import clicks_rounds, clicks_work
 from stream.engine import requirements
 from stream.engine.exit import end_process
 from stream.engine.kafka_log import TopicSet
@@ -39,12 +39,12 @@ from stream.health import Health, readiness
 from stream.logs import configure_logs
 from stream.metrics import Metrics
 from stream.model_exchange import ModelExchange
-from stream.model_step import ScoreRequest, ServedModel, step
+from stream.model_step import ServedModel
 from stream.partition_names import MODEL_KEY, NAME_KEY, PartitionNames
 from stream.rows import read
-from stream.scoring import ClicksWork
-from stream.sessions import NameCodes
+from stream.scoring import ClicksRequest, ClicksWork
 from stream.settings import Kafka, Settings, load_settings
+from stream.stage import Rendered
 
 logger = structlog.get_logger("foreclick.app")
 
@@ -60,7 +60,7 @@ class Clicks:
         self.health = Health(
             settings.http, ready=self.ready, metrics=self.metrics_text, state=self.state, stats=self.stats
         )
-        self.scorer: Scorer[ScoreRequest, Any] | None = None
+        self.scorer: Scorer[ClicksRequest, Rendered] | None = None
         self.models = ModelExchange(
             settings, load_model, told=self.metrics.activated, exchanged=self.exchanged
         )
@@ -74,11 +74,15 @@ class Clicks:
         logger.info("settings", **settings.described())
         topics = await asyncio.to_thread(topic_set, settings)
         await self.models.begin(await self.watch.start())
+        rounds = clicks_rounds(
+            settings, lambda: self.models.served, topic=topics.source, topic_id=topics.source_id
+        )
         self.scorer = Scorer(
-            step,
+            rounds,
             max_batch_size=settings.max_batch_size,
             max_batch_wait_s=settings.max_batch_wait_ms / 1000,
             joining=self.engine.joining,
+            spent_s=self.engine.spent_s,
             observe=self.metrics.model_released,
         )
         self.scorer.start()
@@ -93,24 +97,21 @@ class Clicks:
             device=served.engine.device_name,
             http=f"http://{settings.http.host}:{self.health.port}",
         )
-        codes = NameCodes()
         adapt = record_adapter(settings.input_format)
 
-        async def score(request: ScoreRequest) -> Any:
+        async def score(request: ClicksRequest) -> Rendered:
             assert self.scorer is not None
-            return await self.scorer.score(request, request.work)
+            return await self.scorer.score(request, len(request.decoded.events))
 
         def make_work(partition: int, store: Store) -> ClicksWork:
             remembered = chain(store.reserved(NAME_KEY), store.reserved(MODEL_KEY))
             return clicks_work(
                 settings,
-                lambda: self.models.served,
                 topic=topics.source,
                 topic_id=topics.source_id,
                 partition=partition,
                 score=score,
                 names=PartitionNames(remembered),
-                codes=codes,
                 adapt=adapt,
                 observe=self.metrics.committed,
             )

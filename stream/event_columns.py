@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -72,7 +73,7 @@ def columns_of(
     replayed: np.ndarray,
     actions: ActionVocabulary,
     codes: NameCodes,
-    source_prefix: bytes,
+    source_prefix: bytes | Sequence[bytes],
     extras: Sequence[str] = (),
 ) -> EventColumns:
     """Turn events into columns.
@@ -84,7 +85,8 @@ def columns_of(
         replayed: (N,) whether the record is a dead letter sent again.
         actions: the model's vocabulary; an action that it lacks becomes ``other``.
         codes: cache of name codes.
-        source_prefix: ``topic id/partition``; with the offset it is the id of an event that has none.
+        source_prefix: ``topic id/partition``, of all events or of each; with the offset it is the id of an event
+            that has none.
         extras: names of the model's declared numbers in the events' ``extra``.
     """
     action_codes = {name: code for code, name in enumerate(actions.names)}
@@ -95,9 +97,10 @@ def columns_of(
             name = events[place].action
             if name != actions.names[other] and len(codes.unknown_actions) < _MAX_UNKNOWN:
                 codes.unknown_actions.add(name)
+    prefixes = repeat(source_prefix, len(events)) if isinstance(source_prefix, bytes) else source_prefix
     hashes = [
-        event_hash(event.event_id.encode() if event.event_id else b"%b/%d" % (source_prefix, offset))
-        for event, offset in zip(events, offsets.tolist(), strict=True)
+        event_hash(event.event_id.encode() if event.event_id else b"%b/%d" % (prefix, offset))
+        for event, prefix, offset in zip(events, prefixes, offsets.tolist(), strict=True)
     ]
     price = np.array([event.price for event in events], np.float64)  # None becomes NaN
     with np.errstate(divide="ignore"):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from models.registry import Artefact
 from models.runtime import StepEngine
-from stream.clicks_stage import clicks_work
+from stream.clicks_stage import clicks_rounds, clicks_work
 from stream.errors import BrokenInvariant
 from stream.files import FileRecord
 from stream.formats import adapt_object
-from stream.model_step import ScoreRequest, ServedModel, step
+from stream.model_step import ServedModel
+from stream.scoring import ClicksRequest
 from stream.settings import Settings
 from stream.stage import Message, Rendered
 
@@ -71,13 +72,14 @@ def score_batches(
         a file has no clock, so no event is rejected as ``future``.
     """
     served = ServedModel(artefact, step_engine)
+    rounds = clicks_rounds(settings, lambda: served, topic=topic, topic_id=topic_id)
 
-    async def score(request: ScoreRequest) -> Any:
-        return step([request])[0]
+    async def score(request: ClicksRequest) -> Rendered:
+        folded = rounds.fold([request])
+        return rounds.render(folded, rounds.step(folded))[0]
 
     work = clicks_work(
         settings,
-        lambda: served,
         topic=topic,
         topic_id=topic_id,
         partition=partition,
@@ -88,8 +90,7 @@ def score_batches(
     remaining = iter(records)
     while batch := list(islice(remaining, micro_batch)):
         decoded = work.decode(batch)
-        folded = work.fold(decoded, [rows.get(key) for key in decoded.keys], None)
-        rendered = work.render(folded, _outcome(work.score(folded)))
+        rendered = _outcome(work.score(decoded, [rows.get(key) for key in decoded.keys], None))
         for key, row in rendered.rows:
             if row is None:
                 rows.pop(key, None)
@@ -116,10 +117,10 @@ def score_records(
         yield from rendered.messages.get(settings.predictions_topic, ())
 
 
-def _outcome(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def _outcome(coroutine: Coroutine[Any, Any, Rendered]) -> Rendered:
     """What a coroutine returns that waits for nothing: there is no scorer to share, so no loop is needed."""
     try:
         coroutine.send(None)
     except StopIteration as ended:
-        return ended.value
+        return cast(Rendered, ended.value)
     raise BrokenInvariant("The offline score waited for something that nobody will do.")

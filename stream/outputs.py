@@ -43,13 +43,13 @@ def load_schema(topic_kind: str) -> dict[str, Any]:
 
 
 class PredictionRenderer:
-    """Renders the predictions of one source partition. Not for several threads at once: it keeps its scratch.
+    """Renders predictions of a source topic, of all its partitions alike. Not for several threads: it keeps scratch.
 
     Args:
         model_name, model_version: of the artefact that made the scores.
         actions: names of the A columns of ``next_action``, ``other`` included.
         category_names: names by code known beforehand, such as the model's vocabulary.
-        topic, topic_id, partition: the source; the id as readable text.
+        topic, topic_id: the source; the id as readable text.
         churn_horizon_s: what ``churn_probability`` is about, seconds.
         source: CloudEvents source, a URI reference.
     """
@@ -63,11 +63,10 @@ class PredictionRenderer:
         *,
         topic: str,
         topic_id: str,
-        partition: int,
         churn_horizon_s: int,
         source: str,
     ) -> None:
-        self.source_prefix: Final = f"{topic_id}/{partition}"  # + /offset: the id of an event without one
+        self._topic_id = topic_id
         values = PredictionValues(
             model_name,
             model_version,
@@ -75,7 +74,6 @@ class PredictionRenderer:
             category_names or {},
             topic=topic,
             topic_id=topic_id,
-            partition=partition,
             churn_horizon_s=churn_horizon_s,
         )
         #: The values alone, for files: ``values(...)`` takes what ``render`` takes.
@@ -92,6 +90,7 @@ class PredictionRenderer:
         user_ids: Sequence[str],
         event_ids: Sequence[str | None],
         event_time_ms: NDArray[np.int64],
+        partitions: NDArray[np.int64],
         offsets: NDArray[np.int64],
         session_index: NDArray[np.int32],
         session_position: NDArray[np.int32],
@@ -105,6 +104,7 @@ class PredictionRenderer:
             user_ids: of M events.
             event_ids: an event without one is named after its source position.
             event_time_ms: (M,) since 1970, UTC.
+            partitions: (M,) of the source.
             offsets: (M,) in the source partition.
             session_index: (M,) from 1.
             session_position: (M,) from 1.
@@ -123,6 +123,7 @@ class PredictionRenderer:
             user_ids,
             event_ids,
             event_time_ms,
+            partitions,
             offsets,
             session_index,
             session_position,
@@ -130,10 +131,14 @@ class PredictionRenderer:
             names,
             user_vectors,
         )
-        return values, self.headers(user_ids, event_time_ms, offsets)
+        return values, self.headers(user_ids, event_time_ms, partitions, offsets)
 
     def headers(
-        self, user_ids: Sequence[str], event_time_ms: NDArray[np.int64], offsets: NDArray[np.int64]
+        self,
+        user_ids: Sequence[str],
+        event_time_ms: NDArray[np.int64],
+        partitions: NDArray[np.int64],
+        offsets: NDArray[np.int64],
     ) -> list[Headers]:
         """CloudEvents 1.0 headers of the Kafka binary mode; values are UTF-8.
 
@@ -141,7 +146,7 @@ class PredictionRenderer:
 
         Source: CloudEvents 1.0.2, type system; Kafka protocol binding, section 3.2.
         """
-        prefix = self.source_prefix
+        topic_id = self._topic_id
         subjects = user_ids
         if not "".join(user_ids).isprintable():
             subjects = [
@@ -154,9 +159,11 @@ class PredictionRenderer:
                 kind,
                 source,
                 content_type,
-                ("ce_id", f"{prefix}/{offset}/prediction/{subject}".encode()),
+                ("ce_id", f"{topic_id}/{part}/{offset}/prediction/{subject}".encode()),
                 ("ce_time", time),
                 ("ce_subject", subject.encode()),
             ]
-            for offset, time, subject in zip(offsets.tolist(), rfc3339(event_time_ms), subjects, strict=True)
+            for part, offset, time, subject in zip(
+                partitions.tolist(), offsets.tolist(), rfc3339(event_time_ms), subjects, strict=True
+            )
         ]

@@ -38,10 +38,12 @@ class PartitionNames:
     Attributes:
         categories: names by code: those of all models that were met, and those seen in events.
         actions: names by code, a vocabulary for each model's fingerprint.
+        told: how many names ``tell`` has told already.
     """
 
     def __init__(self, entries: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.categories: dict[int, str] = {}
+        self.told = 0
         self.actions: dict[int, tuple[str, ...]] = {}
         for key, value in entries:
             if key.startswith(NAME_KEY):
@@ -83,6 +85,12 @@ class PartitionNames:
                 self.categories[code] = name
                 learned.append((NAME_KEY + _CODE.pack(code), name.encode()))
         return learned
+
+    def tell(self, names: dict[int, str]) -> None:
+        """Add the names of categories to those of other partitions; a code keeps the name it has."""
+        for code, name in list(self.categories.items())[self.told :]:
+            names.setdefault(code, name)
+        self.told = len(self.categories)
 
     def speak_alike(self, actions: ActionVocabulary) -> bool:
         """Whether every model that wrote rows here had this vocabulary of actions."""

@@ -61,7 +61,7 @@ class _Fragments:
 
     users: JsonTexts
     events: JsonTexts
-    integers: Fragments  # (4, M): event time, offset, session index, session position
+    integers: Fragments  # (5, M): event time, partition, offset, session index, session position
     heads: NDArray[np.uint64]  # (A + 4, M)
     names: Fragments  # (M, K), the named categories first
     words: NDArray[np.uint64]  # (M, K), their probabilities
@@ -73,7 +73,7 @@ class _Fragments:
 
 
 class PredictionValues:
-    """Renders values of the predictions of one source partition; arguments as of ``PredictionRenderer``."""
+    """Renders values of the predictions of a source topic; arguments as of ``PredictionRenderer``."""
 
     def __init__(
         self,
@@ -84,11 +84,9 @@ class PredictionValues:
         *,
         topic: str,
         topic_id: str,
-        partition: int,
         churn_horizon_s: int,
     ) -> None:
-        self._source_prefix = f"{topic_id}/{partition}"
-        self._place = f"{topic}[{partition}]"
+        self._topic, self._topic_id = topic, topic_id
         self._names = NameTable(category_names)
         self._canvas = Canvas(0, 1)
         self._leads: NDArray[np.void]
@@ -96,7 +94,6 @@ class PredictionValues:
         self._n_actions = len(actions)
 
         # The constant text in the order of the value.
-        place = b'{"topic":%b,"partition":%d,"offset":' % (encode(topic), partition)
         model = b'{"name":%b,"version":%b}' % (encode(model_name), encode(model_version))
         action_keys = [b"%b%b:" % (b"," if i else b"", encode(name)) for i, name in enumerate(actions)]
         action_parts = chain.from_iterable((key, None) for key in action_keys)
@@ -104,7 +101,8 @@ class PredictionValues:
         self._before_user = np.void(b'{"schema":"%b","user_id":"' % PREDICTION_SCHEMA.encode())
         self._before_event = np.void(b'","event_id":"')
         self._before_time = np.void(b'","event_time_ms":')
-        self._before_offset = np.void(b',"source":' + place)
+        self._before_partition = np.void(b',"source":{"topic":%b,"partition":' % encode(topic))
+        self._before_offset = np.void(b',"offset":')
         self._before_index = np.void(b'},"session":{"index":')
         self._before_position = np.void(b',"position":')
         self._actions = Template(
@@ -132,6 +130,7 @@ class PredictionValues:
             self._before_user,
             self._before_event,
             self._before_time,
+            self._before_partition,
             self._before_offset,
             self._before_index,
             self._before_position,
@@ -142,7 +141,7 @@ class PredictionValues:
             sum(constant.itemsize for constant in constants)
             + sum(template.width for template in templates)
             + len(_REASONS) * reason_width
-            + (4 + len(_REASONS) + 2) * NUMBER_WIDTH
+            + (5 + len(_REASONS) + 2) * NUMBER_WIDTH
             + 2 * JsonTexts.MAX_LENGTH
         )
 
@@ -151,6 +150,7 @@ class PredictionValues:
         user_ids: Sequence[str],
         event_ids: Sequence[str | None],
         event_time_ms: NDArray[np.int64],
+        partitions: NDArray[np.int64],
         offsets: NDArray[np.int64],
         session_index: NDArray[np.int32],
         session_position: NDArray[np.int32],
@@ -161,12 +161,12 @@ class PredictionValues:
         """The values of M events; arguments and errors as of ``PredictionRenderer.render``."""
         if not len(user_ids):
             return []
-        prefix = self._source_prefix
-        positions = zip(event_ids, offsets.tolist(), strict=True)
+        topic_id = self._topic_id
+        positions = zip(event_ids, partitions.tolist(), offsets.tolist(), strict=True)
         users = JsonTexts(user_ids)
-        events = JsonTexts([event or f"{prefix}/{offset}" for event, offset in positions])
-        integers = np.empty((4, len(user_ids)), np.int64)
-        integers[:] = event_time_ms, offsets, session_index, session_position
+        events = JsonTexts([event or f"{topic_id}/{part}/{offset}" for event, part, offset in positions])
+        integers = np.empty((5, len(user_ids)), np.int64)
+        integers[:] = event_time_ms, partitions, offsets, session_index, session_position
         fragments = self._fragments(users, events, integers, result, names)
         values: list[bytes] = []
         for start in range(0, len(user_ids), _ROWS):
@@ -177,7 +177,7 @@ class PredictionValues:
                 values[i] = values[i].replace(before.tobytes(), before.tobytes() + text, 1)
         if user_vectors is None:
             return values
-        self._check(np.isfinite(user_vectors), user_vectors, ["user_vector"] * user_vectors.shape[1], offsets)
+        self._check(np.isfinite(user_vectors), user_vectors, ["user_vector"] * user_vectors.shape[1], integers[1:3])
         # Adding 0 makes a plain 0.0 of -0.0.
         vectors = (np.round(user_vectors.astype(np.float64), 4) + 0.0).tolist()
         cut = -len(b"null}")
@@ -193,9 +193,9 @@ class PredictionValues:
         result: Scores,
         names: Mapping[int, str],
     ) -> _Fragments:
-        """Everything that varies, as text; integers is (4, M)."""
-        offsets = integers[1]
-        heads, words = self._probabilities(result, offsets)
+        """Everything that varies, as text; integers is (5, M)."""
+        places = integers[1:3]
+        heads, words = self._probabilities(result, places)
         codes = result.top_category
         rows = self._names.rows(codes.ravel(), names).reshape(codes.shape)
         named = rows != 0
@@ -207,11 +207,11 @@ class PredictionValues:
             words = np.take_along_axis(words, named_first, axis=1)
             last_word = words[np.arange(len(words)), named.sum(axis=1) - 1]
 
-        applies, order, nats = self._reasons(result.terms, offsets)
-        micros = np.empty((len(_REASONS) + 2, len(offsets)), np.int64)
+        applies, order, nats = self._reasons(result.terms, places)
+        micros = np.empty((len(_REASONS) + 2, places.shape[1]), np.int64)
         micros[:-2] = nats
         nats.sum(axis=0, out=micros[-2])
-        micros[-1] = self._gap_micros(result.median_gap_s, offsets)
+        micros[-1] = self._gap_micros(result.median_gap_s, places)
         texts_of_integers, (number_blocks, number_lengths) = number_texts(integers, micros)
         number_lengths[:-2] *= applies
         reason_lengths = self._reason_lengths[order] * applies
@@ -259,7 +259,13 @@ class PredictionValues:
             name_blocks[rows], name_lengths[rows], self._leads[: len(words)], len(_CATEGORY_KEY)
         )
         canvas.prepend(self._actions.filled(*of.heads[:n_actions, rows]))
-        befores = (self._before_time, self._before_offset, self._before_index, self._before_position)
+        befores = (
+            self._before_time,
+            self._before_partition,
+            self._before_offset,
+            self._before_index,
+            self._before_position,
+        )
         for i in reversed(range(len(befores))):
             prepend(of.integers, i)
             canvas.prepend(befores[i])
@@ -283,10 +289,10 @@ class PredictionValues:
         return self._canvas
 
     def _probabilities(
-        self, result: Scores, offsets: NDArray[np.int64]
+        self, result: Scores, places: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Texts of the heads' probabilities (A + 4, M), actions first, and of the categories' (M, K)."""
-        n, first = len(offsets), self._n_actions
+        n, first = places.shape[1], self._n_actions
         micro = np.empty(n * (first + 4 + result.top_category.shape[1]))
         heads, categories = micro[: n * (first + 4)].reshape(-1, n), micro[n * (first + 4) :].reshape(n, -1)
         heads[:first] = result.next_action.T
@@ -302,19 +308,19 @@ class PredictionValues:
             fields = ["next_action"] * first + ["purchase_probability", "churn_probability", "anomaly_score"]
             fields += ["too_predictable"] + ["top_category_probability"] * categories.shape[1]
             every = np.concatenate([heads.T, categories], axis=1)
-            self._check((every >= 0) & (every <= 1_000_000), every / 1e6, fields, offsets)
+            self._check((every >= 0) & (every <= 1_000_000), every / 1e6, fields, places)
         words = micro_text(micro.astype(np.int32))
         return words[: heads.size].reshape(heads.shape), words[heads.size :].reshape(categories.shape)
 
-    def _gap_micros(self, median_gap_s: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        self._check((median_gap_s >= 0)[:, None], median_gap_s[:, None], ["median_gap_s"], offsets)
+    def _gap_micros(self, median_gap_s: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.int64]:
+        self._check((median_gap_s >= 0)[:, None], median_gap_s[:, None], ["median_gap_s"], places)
         return np.rint(np.minimum(median_gap_s.astype(np.float64), MAX_GAP_S) * 1e3).astype(np.int64) * 1_000
 
     def _reasons(
-        self, terms: NDArray[np.float32], offsets: NDArray[np.int64]
+        self, terms: NDArray[np.float32], places: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """The terms by descending nats, all (3, n): whether there is one, which, and its millionths of nats."""
-        self._check(np.isfinite(terms), terms, _REASONS, offsets)
+        self._check(np.isfinite(terms), terms, _REASONS, places)
         nats = np.rint(terms.T.astype(np.float64).clip(-MAX_NATS, MAX_NATS) * 1e6).astype(np.int64)
         # One integer holds the nats and, in its last two bits, which term: of equal ones the first leads.
         keys = nats * 4 + _TIE_BREAK
@@ -329,12 +335,14 @@ class PredictionValues:
         valid: NDArray[np.bool_],
         values: NDArray[Any],
         fields: Sequence[str],
-        offsets: NDArray[np.int64],
+        places: NDArray[np.int64],
     ) -> None:
         if valid.all():
             return
         row, column = np.argwhere(~valid)[0].tolist()
+        partition, offset = places[:, row]
         raise BrokenInvariant(
-            f"The model gave {fields[column]} {values[row, column]} for the event at {self._place}@{offsets[row]}. "
+            f"The model gave {fields[column]} {values[row, column]} for the event at "
+            f"{self._topic}[{partition}]@{offset}. "
             "Nothing of this micro-batch was published; run foreclick models verify, or activate another version."
         )

@@ -7,43 +7,17 @@ user's row and what follows begins a blank one, so a micro-batch may hold two li
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from models.vocabulary import ActionVocabulary
 from stream.dead_letters import REPLAYED_HEADER, dead_letter
 from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
-from stream.model_step import ScoreRequest, ServedModel, part_of
-from stream.outputs import PredictionRenderer
 from stream.partition_names import PartitionNames
-from stream.rows import RowLayout, fingerprint_of
-from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules, NameCodes, columns_of, fold, rebuild_columns
+from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules
 from stream.stage import Message, Rendered, Row
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionModel:
-    """The model in use, with what one partition makes of it."""
-
-    served: ServedModel
-    layout: RowLayout
-    fingerprint: np.uint64
-    renderer: PredictionRenderer
-
-    @property
-    def actions(self) -> ActionVocabulary:
-        """The vocabulary that action codes of new rows are from."""
-        actions: ActionVocabulary = self.served.artefact.actions
-        return actions
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """The numbers in ``extra`` that the model declares."""
-        extras: tuple[str, ...] = self.served.artefact.features.extras
-        return extras
 
 
 @dataclass(slots=True)
@@ -52,28 +26,18 @@ class DecodedClicks:
 
     records: Sequence[Any]
     events: list[Event]
-    event_records: list[int]
+    event_records: Sequence[int]
     slots: np.ndarray
     keys: list[bytes]
     fresh: list[int]
     rejected: list[tuple[int, Rejection]]
     erased: set[bytes]
     replayed: np.ndarray
+    offsets: np.ndarray
 
-
-@dataclass(slots=True)
-class FoldedClicks:
-    """Rows after the fold, what the model is asked, and names to remember.
-
-    ``model`` is the one that was in use when the fold began: it alone scores and renders this micro-batch.
-    """
-
-    model: PartitionModel
-    decoded: DecodedClicks
-    rows: np.ndarray
-    folded: Any
-    request: ScoreRequest
-    names: list[Row]
+    def event_keys(self) -> list[bytes]:
+        """The record key of each event."""
+        return [self.records[index].key for index in self.event_records]
 
 
 @dataclass(slots=True)
@@ -94,16 +58,52 @@ class Counts:
     timestamps_ms: np.ndarray
 
 
+@dataclass(slots=True)
+class ClicksRequest:
+    """What one partition hands in to be folded, scored and rendered, together with others (``stream.rounds``).
+
+    Args:
+        rows: of the keys, as they are stored; None for a new user.
+        now_ms: the wall clock, or None when time stands in the events alone.
+    """
+
+    work: ClicksWork
+    decoded: DecodedClicks
+    rows: list[bytes | None]
+    now_ms: int | None
+
+    @property
+    def partition(self) -> int:
+        return self.work.partition
+
+    @property
+    def source_prefix(self) -> bytes:
+        return self.work.source_prefix
+
+    @property
+    def names(self) -> PartitionNames:
+        return self.work.names
+
+    def raws(self) -> list[bytes | None]:
+        """The rows, without those of users who began anew after a tombstone."""
+        if not self.decoded.fresh:
+            return self.rows
+        raws = list(self.rows)
+        for slot in self.decoded.fresh:
+            raws[slot] = None
+        return raws
+
+    def rendered(self, **parts: Any) -> Rendered:
+        """``ClicksWork.rendered`` of this request."""
+        return self.work.rendered(self.decoded, **parts)
+
+
 class ClicksWork:
     """The clicks stage of one partition; implements ``stream.stage.Work``.
 
-    Between two micro-batches another model may come into use; rows of other models are then read by their own
-    vocabulary, and their state vectors rebuilt, as their users come by.
-
     Args:
-        in_use: the model that the next micro-batch is scored with.
-        of_partition: what this partition makes of a model.
-        score: hands a request to the model and waits: (request) -> StepResult.
+        names: what this partition remembers.
+        score: hands a request in and waits until it is folded, scored and rendered.
         observe: told of each committed micro-batch, with the times of its receipt and its commit, Unix seconds.
     """
 
@@ -113,29 +113,21 @@ class ClicksWork:
         topic: str,
         topic_id: bytes,
         partition: int,
-        predictions_topic: str,
         dead_letters_topic: str,
-        in_use: Callable[[], ServedModel],
-        of_partition: Callable[[ServedModel], PartitionModel],
         names: PartitionNames,
         rules: FoldRules,
-        codes: NameCodes,
-        score: Callable[[ScoreRequest], Awaitable[Any]],
+        score: Callable[[ClicksRequest], Awaitable[Rendered]],
         adapt: Adapt | None,
-        every: bool,
-        user_vectors: bool,
         observe: Callable[[Counts, float, float], None],
     ):
-        self._topic, self._partition = topic, partition
-        self._predictions_topic, self._dead_letters_topic = predictions_topic, dead_letters_topic
-        self._in_use, self._of_partition = in_use, of_partition
-        self._model = of_partition(in_use())
-        self._epoch = topic_id[:8]
-        self._source_prefix = f"{readable_id(topic_id)}/{partition}".encode()
-        self._names, self._rules, self._codes = names, rules, codes
+        self.partition = partition
+        self.source_prefix = f"{readable_id(topic_id)}/{partition}".encode()
+        self.names = names
+        self._topic = topic
+        self._dead_letters_topic = dead_letters_topic
+        self._rules = rules
         self._score = score
         self._adapt = adapt
-        self._every, self._user_vectors = every, user_vectors
         self._observe = observe
 
     # ------------------------------------------------------------------ step 2
@@ -148,10 +140,17 @@ class ClicksWork:
             # Nearly every micro-batch: nothing rejected, nobody erased.
             slot_of: dict[bytes, int] = {}
             slots = [slot_of.setdefault(key, len(slot_of)) for key in keys]
-            indices = list(range(len(records)))
-            events = cast(list[Event], decoded)
             return DecodedClicks(
-                records, events, indices, np.array(slots, np.int32), list(slot_of), [], [], set(), replayed
+                records,
+                cast(list[Event], decoded),
+                range(len(records)),
+                np.array(slots, np.int32),
+                list(slot_of),
+                [],
+                [],
+                set(),
+                replayed,
+                np.array([record.offset for record in records], np.int64),
             )
         return self._sorted_out(records, decoded, replayed)
 
@@ -193,127 +192,60 @@ class ClicksWork:
             rejected,
             erased,
             replayed[event_records],
+            np.array([records[index].offset for index in event_records], np.int64),
         )
 
-    # ------------------------------------------------------------------ step 4
+    # ------------------------------------------------------------------ steps 4 to 6
 
-    def fold(self, decoded: DecodedClicks, rows: list[bytes | None], now_ms: int | None) -> FoldedClicks:
-        if self._in_use() is not self._model.served:
-            self._model = self._of_partition(self._in_use())
-        model = self._model
-        raws = list(rows)
-        for slot in decoded.fresh:
-            raws[slot] = None
-        unpacked = model.layout.unpack(raws)
-        offsets = np.array([decoded.records[i].offset for i in decoded.event_records], np.int64)
-        columns = columns_of(
-            decoded.events,
-            decoded.slots,
-            offsets,
-            decoded.replayed,
-            model.actions,
-            self._codes,
-            self._source_prefix,
-            model.extras,
-        )
-        stale_rows = np.flatnonzero(
-            (unpacked["fingerprint"] != model.fingerprint) & (unpacked["window_count"] > 0)
-        )
-        stale = self._rebuild(model, unpacked, raws, stale_rows) if len(stale_rows) else None
-        # Copies of what stood before the fold. (ascontiguousarray would keep the odd stride of a single row.)
-        state = unpacked["state"].copy()
-        window_category = unpacked["w_category"].copy()
-        folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(model.actions))
-        applied = folded.applied
-        names = self._names.meet(model.served.artefact) if len(applied) else []
-        names += self._names.learn(columns.category[applied], applied, decoded.events)
-        request = ScoreRequest(model.served, state, window_category, folded.columns, stale)
-        return FoldedClicks(model, decoded, unpacked, folded, request, names)
+    async def score(self, decoded: DecodedClicks, rows: list[bytes | None], now_ms: int | None) -> Rendered:
+        return await self._score(ClicksRequest(self, decoded, rows, now_ms))
 
-    def _rebuild(
-        self, model: PartitionModel, rows: np.ndarray, raws: list[bytes | None], stale: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The events of the windows of rows that another model wrote, whose actions get this one's codes here."""
-        if not self._names.speak_alike(model.actions):
-            of_model: dict[int, list[int]] = {}
-            for place in stale.tolist():
-                of_model.setdefault(fingerprint_of(cast(bytes, raws[place])), []).append(place)
-            for fingerprint, places in of_model.items():
-                codes = self._names.action_codes(fingerprint, model.actions)
-                rows[places] = model.layout.upgraded([cast(bytes, raws[place]) for place in places], codes)
-        blank, events = rebuild_columns(rows[stale], model.layout, len(model.extras))
-        rules = FoldRules(self._rules.session_gap_ms, late_limit_ms=2**62, future_limit_ms=2**62)
-        return stale, fold(blank, events, rules, None, self._epoch, len(model.actions)).columns
+    def rendered(
+        self,
+        decoded: DecodedClicks,
+        *,
+        rows: Iterable[tuple[int, bytes]],
+        names: list[Row],
+        predictions: dict[str, list[Message]],
+        outcome: np.ndarray,
+        late_applied: np.ndarray,
+        watermark_ms: int,
+        unknown_actions: int,
+    ) -> Rendered:
+        """Put together what a micro-batch writes.
 
-    # ------------------------------------------------------------------ step 5
-
-    async def score(self, folded: FoldedClicks) -> Any:
-        return await self._score(folded.request) if folded.request.events else None
-
-    # ------------------------------------------------------------------ step 6
-
-    def render(self, folded: FoldedClicks, scores: Any) -> Rendered:
-        decoded, outcome = folded.decoded, folded.folded.outcome
-        applied = folded.folded.applied
-        messages: dict[str, list[Message]] = {}
-        rows: dict[bytes, bytes | None] = dict.fromkeys(decoded.erased)
-        predictions = 0
-        if len(applied):
-            touched = np.unique(folded.request.columns["row"])
-            folded.rows["state"] = scores.state
-            folded.rows["fingerprint"][touched] = folded.model.fingerprint
-            packed = folded.model.layout.pack(
-                folded.rows[touched] if len(touched) < len(folded.rows) else folded.rows
-            )
-            for slot, raw in zip(touched.tolist(), packed, strict=True):
-                rows[decoded.keys[slot]] = raw  # of two lives in one batch the later slot wins
-            for key in decoded.erased:
-                rows[key] = None
-            predicted = self._predict(folded, scores, applied)
-            messages[self._predictions_topic] = predicted
-            predictions = len(predicted)
+        Args:
+            rows: slot and new row of each life that got events, in the order of slots.
+            names: rows to remember names by.
+            predictions: messages by topic.
+            outcome, late_applied: of each event, see ``stream.sessions.Folded``.
+            watermark_ms: the highest event time that was applied, 0 if none.
+            unknown_actions: names of actions met so far that the model does not know.
+        """
+        kept: dict[bytes, bytes | None] = dict.fromkeys(decoded.erased)
+        for slot, raw in rows:
+            kept[decoded.keys[slot]] = raw  # of two lives in one batch the later slot wins
+        for key in decoded.erased:
+            kept[key] = None
+        messages = {topic: items for topic, items in predictions.items() if items}
         dead = self._dead_letters(decoded, outcome)
         if dead:
             messages[self._dead_letters_topic] = [letter for _, letter in dead]
         reasons: dict[str, int] = {}
         for reason, _ in dead:
             reasons[reason] = reasons.get(reason, 0) + 1
-        times = folded.request.columns["event_time_ms"]
         counts = Counts(
             events=len(decoded.records),
             duplicates=int((outcome == DUPLICATE).sum()),
-            late=int(folded.folded.late_applied.sum()),
+            late=int(late_applied.sum()),
             erased=len(decoded.erased),
             dead_letters=reasons,
-            predictions=predictions,
-            unknown_actions=len(self._codes.unknown_actions),
+            predictions=sum(map(len, predictions.values())),
+            unknown_actions=unknown_actions,
             unknown_fields=unknown_fields(decoded.records[-1].value or b"") if decoded.records else set(),
             timestamps_ms=np.array([record.timestamp for record in decoded.records], np.int64),
         )
-        return Rendered(
-            messages, [*rows.items(), *folded.names], int(times.max()) if len(times) else 0, counts
-        )
-
-    def _predict(self, folded: FoldedClicks, scores: Any, applied: np.ndarray) -> list[Message]:
-        decoded, columns = folded.decoded, folded.request.columns
-        chosen = slice(None) if self._every else last_of_each(columns["row"])
-        if not self._every:
-            applied, scores = applied[chosen], part_of(scores, chosen)
-        indices = applied.tolist()
-        events = [decoded.events[i] for i in indices]
-        records = [decoded.records[decoded.event_records[i]] for i in indices]
-        values, headers = folded.model.renderer.render(
-            [event.user_id for event in events],
-            [event.event_id for event in events],
-            columns["event_time_ms"][chosen],
-            np.array([record.offset for record in records], np.int64),
-            columns["session_index"][chosen],
-            columns["session_position"][chosen],
-            scores,
-            self._names.categories,
-            scores.user_vector if self._user_vectors else None,
-        )
-        return list(zip([record.key for record in records], values, headers, strict=True))
+        return Rendered(messages, [*kept.items(), *names], watermark_ms, counts)
 
     def _dead_letters(self, decoded: DecodedClicks, outcome: np.ndarray) -> list[tuple[str, Message]]:
         untimely = [
@@ -326,7 +258,7 @@ class ClicksWork:
             record = decoded.records[index]
             key, value, headers = dead_letter(
                 self._topic,
-                self._partition,
+                self.partition,
                 record.offset,
                 record.key,
                 record.value,
@@ -366,9 +298,3 @@ def _replayed(records: Sequence[Any]) -> np.ndarray:
 def readable_id(topic_id: bytes) -> str:
     """A topic id as Kafka's own tools print it."""
     return base64.urlsafe_b64encode(topic_id).decode().rstrip("=")
-
-
-def last_of_each(rows: np.ndarray) -> np.ndarray:
-    """Indices of the last event of each row, ascending."""
-    _, first_from_end = np.unique(rows[::-1], return_index=True)
-    return np.sort(len(rows) - 1 - first_from_end)

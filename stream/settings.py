@@ -136,10 +136,10 @@ class Settings(BaseSettings):
         4096, ge=1, le=65536, description="events in a micro-batch; larger is not faster"
     )
     max_batch_wait_ms: float = Field(
-        5.0, ge=0, description="counted from the oldest event; merges partitions"
+        150.0, ge=0, description="longest wait for partitions that could still join a round of the model"
     )
     partition_wait_ms: float = Field(
-        15.0, ge=0, description="a fuller transaction costs the broker less than two"
+        5.0, ge=0, description="a fuller transaction costs the broker less than two"
     )
     queue_size: int = Field(
         8192, ge=1, description="events waiting in a partition before its reading is paused"

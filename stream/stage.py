@@ -28,8 +28,6 @@ FENCE_KEY = b"\0fence"
 _MARK = struct.Struct("<q16sq")
 
 D = TypeVar("D", bound="Decoded")
-F = TypeVar("F")
-S = TypeVar("S")
 
 
 class SourceMark(NamedTuple):
@@ -89,16 +87,17 @@ class Rendered:
     counts: Any = None
 
 
-class Work(Protocol[D, F, S]):
+class Work(Protocol[D]):
     """What one stage does with a micro-batch. Only ``score`` may wait."""
 
     def decode(self, records: Sequence[Any]) -> D: ...
 
-    def fold(self, decoded: D, rows: list[bytes | None], now_ms: int) -> F: ...
+    async def score(self, decoded: D, rows: list[bytes | None], now_ms: int) -> Rendered:
+        """Fold in offset order, score, and render outputs, dead letters and rows: steps 4 to 6.
 
-    async def score(self, folded: F) -> S: ...
-
-    def render(self, folded: F, scores: S) -> Rendered: ...
+        They are one call because partitions that wait for the same model go through them together: every array
+        operation costs the same for one partition's few events as for those of eight.
+        """
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None: ...
 
@@ -132,16 +131,17 @@ STEPS = ("receive", "decode", "load", "fold", "score", "render", "commit", "appl
 
 
 @dataclass(slots=True)
-class Stage(Generic[D, F, S]):
+class Stage(Generic[D]):
     """The protocol over one partition.
 
     Args:
         next_offset: where the first chunk must start.
         topic_id: 16 bytes of the source topic; a recreated topic has another one.
-        spent_s: wall seconds by step, shared by the partitions of a worker; score and commit include waiting.
+        spent_s: wall seconds by step, shared by the partitions of a worker; score and commit include waiting. Who
+            merges partitions adds fold and render.
     """
 
-    work: Work[D, F, S]
+    work: Work[D]
     log: TransactionLog
     store: RowStore
     clock: Clock
@@ -151,6 +151,7 @@ class Stage(Generic[D, F, S]):
     watermark_ms: int = 0
     probe: Probe = no_probe
     spent_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+    scoring: bool = field(default=False, init=False)
 
     async def micro_batch(self, chunks: Sequence[Chunk]) -> Rendered:
         """Take chunks through the nine steps; on return they are committed and applied."""
@@ -175,21 +176,17 @@ class Stage(Generic[D, F, S]):
         rows = self.store.get(decoded.keys)
         lap("load")
 
-        # Step 4: fold in offset order.
+        # Steps 4 to 6: fold in offset order, score and render, merged with what other partitions hand in.
         now_ms = self.clock()
-        folded = self.work.fold(decoded, rows, now_ms)
-        lap("fold")
-
-        # Step 5: score, merged with what other partitions hand in.
-        scores = await self.work.score(folded)
+        self.scoring = True
+        rendered = await self.work.score(decoded, rows, now_ms)
+        self.scoring = False
         lap("score")
         self.probe("scored")
 
-        # Step 6: render outputs, dead letters and rows; the position rides with the rows.
-        rendered = self.work.render(folded, scores)
+        # The position rides with the rows.
         self.watermark_ms = max(self.watermark_ms, rendered.watermark_ms)
         rendered.rows.append((SOURCE_KEY, SourceMark(end, self.topic_id, self.watermark_ms).encode()))
-        lap("render")
 
         # Step 7: commit. Returns only when the broker has acknowledged the end of the transaction.
         position = await self.log.commit(rendered.messages, rendered.rows, end)

@@ -82,7 +82,7 @@ class Partition:
         number: int,
         log: PartitionLog,
         store: Store,
-        make_stage: Callable[[int, SourceMark | None], Stage[Any, Any, Any]],
+        make_stage: Callable[[int, SourceMark | None], Stage[Any]],
         *,
         clock: Clock,
         end_process: Callable[[str, BaseException], NoReturn],
@@ -101,13 +101,12 @@ class Partition:
         self.store = store
         self.state = State.NEW
         self.closing = False
-        self.stage: Stage[Any, Any, Any] | None = None
+        self.stage: Stage[Any] | None = None
         self.position: int | None = None
         self.restored = 0
         self.paused = True  # by the poll loop, which alone seeks, pauses and resumes
         self.fetched: int | None = None  # end of the newest chunk handed in
         self.queued = 0
-        self.in_flight = False  # inside a micro-batch
         self.last_commit_s: float | None = None
         self._make_stage = make_stage
         self._clock = clock
@@ -263,6 +262,11 @@ class Partition:
         self._arrived.set()
 
     @property
+    def scoring(self) -> bool:
+        """Whether its micro-batch is with the scorer."""
+        return self.stage is not None and self.stage.scoring
+
+    @property
     def full(self) -> bool:
         return self.queued >= self._queue_limit
 
@@ -299,9 +303,7 @@ class Partition:
             if wait_s > 0 and self.queued < self._batch_limit:
                 await asyncio.sleep(wait_s)
                 continue
-            self.in_flight = True
             await self.stage.micro_batch(self.take())
-            self.in_flight = False
             self.last_commit_s = time.monotonic()
 
     # ------------------------------------------------------------------ close

@@ -61,7 +61,7 @@ class Plan:
     """
 
     topics: TopicSet
-    make_work: Callable[[int, Store], Work[Any, Any, Any]]
+    make_work: Callable[[int, Store], Work[Any]]
 
 
 class Engine(Service):
@@ -195,7 +195,7 @@ class Engine(Service):
         )
         store = Store(self.folder / str(number))
 
-        def make_stage(position: int, mark: SourceMark | None) -> Stage[Any, Any, Any]:
+        def make_stage(position: int, mark: SourceMark | None) -> Stage[Any]:
             return Stage(
                 work=self.plan.make_work(number, store),
                 log=log,
@@ -313,8 +313,12 @@ class Engine(Service):
         return [part for part in self.parts.values() if part.state is State.OPEN]
 
     def joining(self) -> int:
-        """Partitions that have events and could still join the micro-batch which the scorer is holding."""
-        return sum(1 for part in self.parts.values() if part.queued and not part.in_flight)
+        """Partitions that have events and could still join those which the scorer is holding.
+
+        One that is committing counts: it will be there in a moment, and partitions that went through the model
+        together stay together, so that the model runs once a round instead of once a partition.
+        """
+        return sum(1 for part in self.parts.values() if part.queued and not part.scoring)
 
     def lag(self) -> dict[int, int]:
         """Records between what is committed and the newest known to the broker, by partition."""

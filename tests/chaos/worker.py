@@ -110,7 +110,12 @@ class CountingWork:
     def decode(self, records: Sequence[Any]) -> Records:
         return self.Records(list({record.key for record in records}), records)
 
-    def fold(self, decoded: Records, rows: list[bytes | None], now_ms: int) -> Rendered:
+    async def score(self, decoded: Records, rows: list[bytes | None], now_ms: int) -> Rendered:
+        rendered = self._fold(decoded, rows)
+        await asyncio.sleep(self._sleep_s)  # the model's time: faults hit in the middle of batches
+        return rendered
+
+    def _fold(self, decoded: Records, rows: list[bytes | None]) -> Rendered:
         state = dict(zip(decoded.keys, rows, strict=True))
         predictions: list[Message] = []
         dead: list[Message] = []
@@ -143,12 +148,6 @@ class CountingWork:
         watermark_ms = max(record.timestamp for record in decoded.records) if decoded.records else 0
         messages = {self._predictions: predictions, self._dead_letters: dead}
         return Rendered(messages, list(state.items()), watermark_ms, counts=len(decoded.records))
-
-    async def score(self, folded: Rendered) -> None:
-        await asyncio.sleep(self._sleep_s)  # the model's time: faults hit in the middle of batches
-
-    def render(self, folded: Rendered, scores: None) -> Rendered:
-        return folded
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
         pass

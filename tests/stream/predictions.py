@@ -22,6 +22,7 @@ class Prediction:
     user_id: str
     event_id: str | None
     event_time_ms: int
+    partition: int
     offset: int
     session_index: int
     session_position: int
@@ -57,6 +58,7 @@ def arguments_of(predictions: Sequence[Prediction]) -> tuple[Any, ...]:
         [one.user_id for one in predictions],
         [one.event_id for one in predictions],
         np.array([one.event_time_ms for one in predictions], np.int64),
+        np.array([one.partition for one in predictions], np.int64),
         np.array([one.offset for one in predictions], np.int64),
         np.array([one.session_index for one in predictions], np.int32),
         np.array([one.session_position for one in predictions], np.int32),
@@ -71,7 +73,6 @@ def reference(
     *,
     topic: str,
     topic_id: str,
-    partition: int,
     churn_horizon_s: int,
     model: tuple[str, str],
 ) -> dict[str, Any]:
@@ -86,9 +87,9 @@ def reference(
     return {
         "schema": "foreclick.prediction.v1",
         "user_id": one.user_id,
-        "event_id": one.event_id or f"{topic_id}/{partition}/{one.offset}",
+        "event_id": one.event_id or f"{topic_id}/{one.partition}/{one.offset}",
         "event_time_ms": one.event_time_ms,
-        "source": {"topic": topic, "partition": partition, "offset": one.offset},
+        "source": {"topic": topic, "partition": one.partition, "offset": one.offset},
         "session": {"index": one.session_index, "position": one.session_position},
         "model": {"name": model[0], "version": model[1]},
         "next_action": {name: six(p) for name, p in zip(actions, one.next_action, strict=True)},

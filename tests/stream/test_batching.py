@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -46,14 +47,30 @@ def test_nothing_waits_when_nobody_can_join() -> None:
     assert batching.remaining_s(0.0) is None
 
 
+class Whole:
+    """Requests of a scorer are their own fold and their scores the results."""
+
+    def __init__(self, step: Callable[[list[int]], list[int]]):
+        self.step = step
+
+    def fold(self, requests: list[int]) -> list[int]:
+        return requests
+
+    def weight(self, folded: list[int]) -> int:
+        return sum(folded)
+
+    def render(self, folded: list[int], scores: list[int]) -> list[int]:
+        return scores
+
+
 def run_scorer(
-    step: object, requests: list[int], joining: int, **options: float
+    step: Callable[[list[int]], list[int]], requests: list[int], joining: int, **options: float
 ) -> tuple[list[object], list[Released]]:
     released: list[Released] = []
 
     async def live() -> list[object]:
         scorer: Scorer[int, int] = Scorer(
-            step,  # type: ignore[arg-type]
+            Whole(step),
             max_batch_size=int(options.get("size", 100)),
             max_batch_wait_s=options.get("wait_s", 0.02),
             joining=lambda: joining,

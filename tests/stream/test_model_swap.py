@@ -12,12 +12,15 @@ import pytest
 
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
-from stream.clicks_stage import clicks_work
-from stream.model_step import ScoreRequest, ServedModel, step
+from stream.clicks_stage import clicks_rounds, clicks_work
+from stream.model_step import ServedModel
 from stream.offline import OfflineRecord
 from stream.partition_names import MODEL_KEY, NAME_KEY, PartitionNames
+from stream.rounds import FoldedRound
 from stream.rows import RowLayout, read
+from stream.scoring import ClicksRequest
 from stream.settings import load_settings
+from stream.stage import Rendered
 
 START_MS = 1_735_000_000_000
 
@@ -48,12 +51,13 @@ class Shop:
     def __init__(self, model: ServedModel, rows: dict[bytes, bytes] | None = None):
         self.model = model
         self.rows = {} if rows is None else rows
-        self.requests: list[ScoreRequest] = []
+        self.rounds: list[FoldedRound] = []
         self.offset = 100 * bool(self.rows)
         reserved = [(key, row) for key, row in self.rows.items() if key.startswith((NAME_KEY, MODEL_KEY))]
+        settings = load_settings({})
+        self.together = clicks_rounds(settings, lambda: self.model, topic="clicks", topic_id=bytes(16))
         self.work = clicks_work(
-            load_settings({}),
-            lambda: self.model,
+            settings,
             topic="clicks",
             topic_id=bytes(16),
             partition=0,
@@ -61,9 +65,10 @@ class Shop:
             names=PartitionNames(reserved),
         )
 
-    async def score(self, request: ScoreRequest) -> Any:
-        self.requests.append(request)
-        return step([request])[0]
+    async def score(self, request: ClicksRequest) -> Rendered:
+        folded = self.together.fold([request])
+        self.rounds.append(folded)
+        return self.together.render(folded, self.together.step(folded))[0]
 
     def meet(self, *events: tuple[str, str, str]) -> list[dict[str, Any]]:
         """A micro-batch of (user, action, category); its predictions."""
@@ -79,8 +84,8 @@ class Shop:
             records.append(OfflineRecord(self.offset, user.encode(), json.dumps(event).encode()))
             self.offset += 1
         decoded = self.work.decode(records)
-        folded = self.work.fold(decoded, [self.rows.get(key) for key in decoded.keys], None)
-        rendered = self.work.render(folded, asyncio.run(self.work.score(folded)))
+        rows = [self.rows.get(key) for key in decoded.keys]
+        rendered = asyncio.run(self.work.score(decoded, rows, None))
         self.rows |= {key: row for key, row in rendered.rows if row is not None}
         return [json.loads(value) for _, value, _ in rendered.messages["predictions"]]
 
@@ -102,9 +107,9 @@ def test_a_row_is_rebuilt_from_its_window_when_its_user_comes_by(models, name):
     assert shop.rows[b"u2"] == before[b"u2"]
     assert read(shop.rows[b"u1"])["model"]["fingerprint"] == f"{new.artefact.fingerprint:016x}"
 
-    request = shop.requests[-1]
-    assert request.stale is not None
-    rows, columns = request.stale
+    last = shop.rounds[-1]
+    assert last.stale is not None
+    rows, columns = last.stale
     assert rows.tolist() == [0]
     assert len(columns["row"]) == 32
     blank, empty = np.zeros((1, new.artefact.state_width), np.float16), np.zeros((1, 32), np.uint32)
@@ -112,7 +117,7 @@ def test_a_row_is_rebuilt_from_its_window_when_its_user_comes_by(models, name):
     stored = RowLayout(len(new.artefact.actions), new.artefact.state_width).unpack([shop.rows[b"u1"]])
     assert rebuilt.any()
     assert np.array_equal(
-        new.engine.step(rebuilt, request.window_category, request.columns).state, stored["state"]
+        new.engine.step(rebuilt, last.window_category, last.folded.columns).state, stored["state"]
     )
 
 
@@ -123,8 +128,8 @@ def test_a_rebuilt_row_is_not_rebuilt_again(models):
     shop.model = models["wider"]
     shop.meet(("u1", "view", "c1"))
     shop.meet(("u1", "cart", "c1"))
-    assert shop.requests[-2].stale is not None
-    assert shop.requests[-1].stale is None
+    assert shop.rounds[-2].stale is not None
+    assert shop.rounds[-1].stale is None
 
 
 def test_going_back_serves_the_older_version_again(models):
@@ -177,24 +182,10 @@ def test_categories_of_the_old_vocabulary_keep_their_names(models):
     assert "c2" in {entry["category"] for entry in prediction["next_category"]}
 
 
-def test_requests_of_two_models_are_each_scored_by_their_own(models):
-    """While partitions exchange one after another, a step holds both; no bit differs from steps of their own."""
-    shops = [Shop(models["old"]), Shop(models["wider"]), Shop(models["old"])]
-    for number, shop in enumerate(shops):
-        shop.meet(*visit(f"u{number}", 4 + number))
-    requests = [shop.requests[-1] for shop in shops]
-    alone = [step([request])[0] for request in requests]
-    for mine, together in zip(alone, step(requests), strict=True):
-        assert np.array_equal(mine.state, together.state)
-        assert np.array_equal(mine.next_action, together.next_action)
-        assert np.array_equal(mine.top_category, together.top_category)
-
-
 def test_a_model_is_remembered_once_in_a_partition(models):
     """Its vocabularies are a reserved row of the first micro-batch that it scored, and of no other."""
     shop = Shop(models["old"])
-    decoded = shop.work.decode([])
-    assert shop.work.fold(decoded, [], None).names == []
+    assert asyncio.run(shop.work.score(shop.work.decode([]), [], None)).rows == []
     shop.meet(("u1", "view", "c1"))
     key = MODEL_KEY + models["old"].artefact.fingerprint.to_bytes(8, "little")
     assert json.loads(shop.rows.pop(key))["actions"][0] == "view"

@@ -33,13 +33,13 @@ SHOWN = KNOWN | LEARNT  # a name longer than the limit is left out
 PLACE = {
     "topic": "clicks",
     "topic_id": "mGPxVDvDTBSgXhH6ZDRmFw",
-    "partition": 3,
     "churn_horizon_s": 2_592_000,
 }
 ORDINARY = Prediction(
     user_id="u17",
     event_id="e9",
     event_time_ms=1_511_550_516_000,
+    partition=3,
     offset=18_842,
     session_index=3,
     session_position=12,
@@ -74,6 +74,7 @@ _predictions = st.builds(
     user_id=_id | st.just('","'),
     event_id=st.none() | _id,
     event_time_ms=st.integers(1 - 2**63, 2**63 - 1) | st.integers(1_500_000_000_000, 1_600_000_000_000),
+    partition=st.integers(0, 2**31 - 1) | st.integers(0, 12),
     offset=st.integers(0, 2**63 - 1) | st.integers(0, 10**6),
     session_index=st.integers(1, 2**31 - 1) | st.integers(1, 20),
     session_position=st.integers(1, 2**31 - 1) | st.integers(1, 20),
@@ -182,7 +183,7 @@ def test_user_vectors_are_rendered_when_asked_for():
 def test_what_is_no_probability_is_never_rendered(field, bad):
     """The error names the score, its value and the event; nothing is returned."""
     arguments = arguments_of([ORDINARY, replace(ORDINARY, offset=18_843)])
-    getattr(arguments[6], field)[1] = bad
+    getattr(arguments[7], field)[1] = bad
     with pytest.raises(BrokenInvariant, match=rf"{field} {bad}.* at clicks\[3\]@18843"):
         a_renderer().render(*arguments, NAMES)
 
@@ -199,7 +200,7 @@ def test_what_is_no_probability_is_never_rendered(field, bad):
 def test_what_is_no_number_is_never_rendered(field, bad):
     """Nats are finite and a gap is not negative, or the process ends."""
     arguments = arguments_of([replace(ORDINARY, offset=1), ORDINARY])
-    getattr(arguments[6], field)[0] = bad
+    getattr(arguments[7], field)[0] = bad
     with pytest.raises(BrokenInvariant, match=r"at clicks\[3\]@1\."):
         a_renderer().render(*arguments, NAMES)
 
@@ -246,7 +247,7 @@ def test_the_cloudevents_package_parses_the_headers(one):
     values, headers = a_renderer().render(*arguments_of([one]), NAMES)
     event = from_binary(KafkaMessage(dict(headers[0]), one.user_id.encode(), values[0]), JSONFormat())
     subject = event.get_subject()
-    assert event.get_id() == f"mGPxVDvDTBSgXhH6ZDRmFw/3/{one.offset}/prediction/{subject}"
+    assert event.get_id() == f"mGPxVDvDTBSgXhH6ZDRmFw/{one.partition}/{one.offset}/prediction/{subject}"
     assert event.get_source() == "/foreclick/clicks"
     assert event.get_type() == "foreclick.prediction.v1"
     assert event.get_datacontenttype() == "application/json"

@@ -27,7 +27,8 @@ class CountingWork:
         Decoded.records = records  # type: ignore[attr-defined]
         return Decoded
 
-    def fold(self, decoded: Any, rows: list[bytes | None], now_ms: int) -> Any:
+    @staticmethod
+    def fold(decoded: Any, rows: list[bytes | None]) -> Any:
         states = {key: row or b"0:" for key, row in zip(decoded.keys, rows, strict=True)}
         outputs = []
         for record in decoded.records:
@@ -37,11 +38,10 @@ class CountingWork:
             outputs.append((record.key, b"%d/%s" % (record.offset, states[record.key]), ()))
         return outputs, list(states.items())
 
-    async def score(self, folded: Any) -> None:
+    async def score(self, decoded: Any, rows: list[bytes | None], now_ms: int) -> Rendered:
+        outputs, states = self.fold(decoded, rows)
         await asyncio.sleep(0)
-
-    def render(self, folded: Any, scores: None) -> Rendered:
-        return Rendered({"out": folded[0]}, list(folded[1]), 0)
+        return Rendered({"out": outputs}, states, 0)
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None: ...
 
@@ -51,7 +51,7 @@ def folded(broker: SimulatedBroker, end: int) -> tuple[list[tuple[bytes, bytes]]
     work = CountingWork()
     records = broker.source[:end]
     decoded = work.decode(records)
-    outputs, rows = work.fold(decoded, [None] * len(decoded.keys), 0)
+    outputs, rows = work.fold(decoded, [None] * len(decoded.keys))
     return [(key, value) for key, value, _ in outputs], dict(rows)
 
 
@@ -73,7 +73,7 @@ class Worker:
         assert self.partition._task is not None
         self.partition._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    def _stage(self, position: int, mark: SourceMark | None) -> Stage[Any, Any, Any]:
+    def _stage(self, position: int, mark: SourceMark | None) -> Stage[Any]:
         return Stage(CountingWork(), self.log, self.store, lambda: 0, position, b"s" * 16, b"c" * 16)
 
     def _end(self, where: str, error: BaseException) -> NoReturn:

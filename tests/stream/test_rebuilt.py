@@ -9,7 +9,6 @@ from models.evaluation.predictions import predictions_of
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
 from stream.bundled_model import simulated_log
-from stream.model_step import ScoreRequest, ServedModel, step
 from stream.rebuilt import rebuilt_predictions, sample_of_users
 from stream.rows import RowLayout
 from stream.sessions import FoldRules, fold, rebuild_columns
@@ -68,10 +67,7 @@ def test_rebuilding_is_the_worker_s(log, engine):
         stale = fold(blank, events, rules, None, bytes(8), len(artefact.actions)).columns
         one = {name: column[event : event + 1] for name, column in columns.items()}
         one["row"] = one["wave"] = np.zeros(1, np.int32)
-        state = np.ones((1, artefact.state_width), np.float16)  # of other weights: must not be read
-        served = ServedModel(artefact, engine)
-        request = ScoreRequest(served, state, row["w_category"], one, (np.array([0]), stale))
-        [result] = step([request])
+        result = engine.step(engine.rebuild(1, stale), row["w_category"], one)
         assert result.purchase_probability[0] == rebuilt.purchase[event]
 
 

@@ -1,0 +1,275 @@
+"""Rounds: micro-batches of several partitions that are folded, scored and rendered together.
+
+An array operation costs nearly the same for one partition's fifteen events as for a hundred and twenty of eight, so
+partitions that wait for the same model share every one. No bit of a result depends on who shares the round; what a
+partition remembers and where it writes stay its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any, cast
+
+import numpy as np
+
+from models.vocabulary import ActionVocabulary
+from stream.model_step import ServedModel, part_of
+from stream.outputs import PredictionRenderer
+from stream.rows import RowLayout, fingerprint_of
+from stream.scoring import ClicksRequest
+from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, rebuild_columns
+from stream.stage import Message, Rendered, Row
+
+
+@dataclass(frozen=True, slots=True)
+class ClicksModel:
+    """The model in use, with what the clicks stage makes of it."""
+
+    served: ServedModel
+    layout: RowLayout
+    fingerprint: np.uint64
+    renderer: PredictionRenderer
+
+    @property
+    def actions(self) -> ActionVocabulary:
+        """The vocabulary that action codes of new rows are from."""
+        actions: ActionVocabulary = self.served.artefact.actions
+        return actions
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The numbers in ``extra`` that the model declares."""
+        extras: tuple[str, ...] = self.served.artefact.features.extras
+        return extras
+
+
+@dataclass(slots=True)
+class FoldedRound:
+    """N events of R requests upon B rows, M of them applied.
+
+    Args:
+        model: the one that was in use when the fold began: it alone scores and renders this round.
+        row_ends, event_ends: (R,) where each request's rows and events end.
+        state, window_category: (B, ...) of the rows before the fold.
+        stale: rows whose state vector another model made, with the events of their windows: they are rebuilt first.
+        names: a list a request, rows to remember names by.
+    """
+
+    model: ClicksModel
+    requests: Sequence[ClicksRequest]
+    row_ends: np.ndarray
+    event_ends: np.ndarray
+    rows: np.ndarray
+    folded: Folded
+    state: np.ndarray
+    window_category: np.ndarray
+    stale: tuple[np.ndarray, dict[str, np.ndarray]] | None
+    names: list[list[Row]]
+
+
+class ClicksRounds:
+    """What requests of several partitions go through together; implements ``stream.engine.scorer.Together``.
+
+    Args:
+        in_use: the model that the next round is scored with.
+        of_model: what the clicks stage makes of a model.
+        topic_id: 16 bytes, of the source.
+        every: a prediction an event, or only one for the last of each user in a micro-batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_use: Callable[[], ServedModel],
+        of_model: Callable[[ServedModel], ClicksModel],
+        topic_id: bytes,
+        rules: FoldRules,
+        codes: NameCodes,
+        predictions_topic: str,
+        every: bool,
+        user_vectors: bool,
+    ):
+        self._in_use, self._of_model = in_use, of_model
+        self._model = of_model(in_use())
+        self._epoch = topic_id[:8]
+        self._rules, self._codes = rules, codes
+        self._predictions_topic = predictions_topic
+        self._every, self._user_vectors = every, user_vectors
+        self._names: dict[
+            int, str
+        ] = {}  # of all partitions: a code keeps the name under which it was first met
+
+    # ------------------------------------------------------------------ step 4
+
+    def fold(self, requests: list[ClicksRequest]) -> FoldedRound:
+        """Unpack the rows, find out which are another model's, and apply the events in offset order."""
+        if self._in_use() is not self._model.served:
+            self._model = self._of_model(self._in_use())
+        model = self._model
+        raws = list(chain.from_iterable(request.raws() for request in requests))
+        unpacked = model.layout.unpack(raws)
+        row_ends = np.cumsum([len(request.rows) for request in requests])
+        event_ends = np.cumsum([len(request.decoded.events) for request in requests])
+        starts = row_ends - [len(request.rows) for request in requests]
+        columns = columns_of(
+            list(chain.from_iterable(request.decoded.events for request in requests)),
+            np.concatenate([r.decoded.slots + start for r, start in zip(requests, starts, strict=True)]),
+            np.concatenate([request.decoded.offsets for request in requests]),
+            np.concatenate([request.decoded.replayed for request in requests]),
+            model.actions,
+            self._codes,
+            [prefix for r in requests for prefix in repeat(r.source_prefix, len(r.decoded.events))],
+            model.extras,
+        )
+        stale_rows = np.flatnonzero(
+            (unpacked["fingerprint"] != model.fingerprint) & (unpacked["window_count"] > 0)
+        )
+        stale = None
+        if len(stale_rows):
+            stale = self._rebuild(unpacked, raws, stale_rows, requests, row_ends)
+        # Copies of what stood before the fold. (ascontiguousarray would keep the odd stride of a single row.)
+        state = unpacked["state"].copy()
+        window_category = unpacked["w_category"].copy()
+        times_ms = [request.now_ms for request in requests if request.now_ms is not None]
+        now_ms = max(times_ms) if times_ms else None
+        folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(model.actions))
+        names = self._learn(requests, folded, columns.category, event_ends)
+        return FoldedRound(
+            model, requests, row_ends, event_ends, unpacked, folded, state, window_category, stale, names
+        )
+
+    def _learn(
+        self, requests: Sequence[ClicksRequest], folded: Folded, category: np.ndarray, event_ends: np.ndarray
+    ) -> list[list[Row]]:
+        """What each partition has to remember of this round: the model, and names of categories new to it."""
+        learned: list[list[Row]] = []
+        ends = np.searchsorted(folded.applied, event_ends)
+        start = event_start = 0
+        for request, end, event_end in zip(requests, ends.tolist(), event_ends.tolist(), strict=True):
+            applied = folded.applied[start:end]
+            rows: list[Row] = []
+            if len(applied):
+                rows = request.names.meet(self._model.served.artefact)
+                rows += request.names.learn(category[applied], applied - event_start, request.decoded.events)
+                if len(request.names.categories) > request.names.told:
+                    request.names.tell(self._names)
+            learned.append(rows)
+            start, event_start = end, event_end
+        return learned
+
+    def _rebuild(
+        self,
+        rows: np.ndarray,
+        raws: list[bytes | None],
+        stale: np.ndarray,
+        requests: Sequence[ClicksRequest],
+        row_ends: np.ndarray,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The events of the windows of rows that another model wrote, whose actions get this one's codes here."""
+        model = self._model
+        of_model: dict[tuple[int, int], list[int]] = {}
+        for place, number in zip(
+            stale.tolist(), np.searchsorted(row_ends, stale, side="right").tolist(), strict=True
+        ):
+            if not requests[number].names.speak_alike(model.actions):
+                of_model.setdefault((number, fingerprint_of(cast(bytes, raws[place]))), []).append(place)
+        for (number, fingerprint), places in of_model.items():
+            codes = requests[number].names.action_codes(fingerprint, model.actions)
+            rows[places] = model.layout.upgraded([cast(bytes, raws[place]) for place in places], codes)
+        blank, events = rebuild_columns(rows[stale], model.layout, len(model.extras))
+        rules = FoldRules(self._rules.session_gap_ms, late_limit_ms=2**62, future_limit_ms=2**62)
+        return stale, fold(blank, events, rules, None, self._epoch, len(model.actions)).columns
+
+    # ------------------------------------------------------------------ step 5
+
+    def weight(self, folded: FoldedRound) -> int:
+        """Events that the model goes through, those of rebuilt windows included."""
+        return len(folded.folded.applied) + (0 if folded.stale is None else len(folded.stale[1]["row"]))
+
+    def step(self, folded: FoldedRound) -> Any:
+        """The model's answer to all events of the round: a ``models.micro_batch.StepResult``."""
+        engine = folded.model.served.engine
+        if folded.stale is not None:
+            rows, columns = folded.stale
+            folded.state[rows] = engine.rebuild(len(rows), columns)
+        return engine.step(folded.state, folded.window_category, folded.folded.columns)
+
+    # ------------------------------------------------------------------ step 6
+
+    def render(self, folded: FoldedRound, scores: Any) -> list[Rendered]:
+        """Rows, predictions and dead letters of each request."""
+        applied, columns = folded.folded.applied, folded.folded.columns
+        touched = np.unique(columns["row"])
+        folded.rows["state"] = scores.state
+        folded.rows["fingerprint"][touched] = folded.model.fingerprint
+        packed = folded.model.layout.pack(
+            folded.rows[touched] if len(touched) < len(folded.rows) else folded.rows
+        )
+        chosen = np.arange(len(applied)) if self._every else last_of_each(columns["row"])
+        predictions = self._predict(folded, scores, chosen)
+
+        row_starts = np.append(0, folded.row_ends[:-1])
+        event_starts = np.append(0, folded.event_ends[:-1])
+        packed_at = np.searchsorted(touched, np.append(row_starts, folded.row_ends[-1])).tolist()
+        bounds = np.append(event_starts, folded.event_ends[-1])
+        applied_at = np.searchsorted(applied, bounds)
+        predicted_at = np.searchsorted(chosen, applied_at).tolist()
+        slots = (touched - np.repeat(row_starts, np.diff(packed_at))).tolist()
+        times_ms = columns["event_time_ms"]
+        rendered: list[Rendered] = []
+        for number, request in enumerate(folded.requests):
+            here = slice(packed_at[number], packed_at[number + 1])
+            mine = slice(int(bounds[number]), int(bounds[number + 1]))
+            times = times_ms[applied_at[number] : applied_at[number + 1]]
+            rendered.append(
+                request.rendered(
+                    rows=zip(slots[here], packed[here], strict=True),
+                    names=folded.names[number],
+                    predictions={
+                        self._predictions_topic: predictions[predicted_at[number] : predicted_at[number + 1]]
+                    },
+                    outcome=folded.folded.outcome[mine],
+                    late_applied=folded.folded.late_applied[mine],
+                    watermark_ms=int(times.max()) if len(times) else 0,
+                    unknown_actions=len(self._codes.unknown_actions),
+                )
+            )
+        return rendered
+
+    def _predict(self, folded: FoldedRound, scores: Any, chosen: np.ndarray) -> list[Message]:
+        """A message for each chosen one of the applied events."""
+        if not len(chosen):
+            return []
+        columns, every = folded.folded.columns, len(chosen) == len(folded.folded.applied)
+        indices = folded.folded.applied[chosen].tolist()
+        events = list(chain.from_iterable(request.decoded.events for request in folded.requests))
+        keys = list(chain.from_iterable(request.decoded.event_keys() for request in folded.requests))
+        offsets = np.concatenate([request.decoded.offsets for request in folded.requests])
+        counts = np.diff(folded.event_ends, prepend=0)
+        partitions = np.repeat([request.partition for request in folded.requests], counts)
+        if len(indices) < len(events):
+            events, keys = [events[i] for i in indices], [keys[i] for i in indices]
+            offsets, partitions = offsets[indices], partitions[indices]
+        if not every:
+            scores = part_of(scores, chosen)
+        values, headers = folded.model.renderer.render(
+            [event.user_id for event in events],
+            [event.event_id for event in events],
+            columns["event_time_ms"][chosen],
+            partitions,
+            offsets,
+            columns["session_index"][chosen],
+            columns["session_position"][chosen],
+            scores,
+            self._names,
+            scores.user_vector if self._user_vectors else None,
+        )
+        return list(zip(keys, values, headers, strict=True))
+
+
+def last_of_each(rows: np.ndarray) -> np.ndarray:
+    """Indices of the last event of each row, ascending."""
+    _, first_from_end = np.unique(rows[::-1], return_index=True)
+    return np.sort(len(rows) - 1 - first_from_end)

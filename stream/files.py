@@ -52,12 +52,14 @@ class FileRecord(NamedTuple):
         key: user id in UTF-8; empty when the line has none, so that the value's own fault is reported.
         value: canonical JSON, or the line's original bytes when it is canonical already or cannot be used.
         event_time_ms: Unix milliseconds, None when the line has none.
+        unusable: why a row of delimited text is no event, None of one that is.
     """
 
     line: int
     key: bytes
     value: bytes
     event_time_ms: int | None
+    unusable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -323,14 +325,15 @@ def _delimited_records(data: bytes, layout: Delimited, name: str) -> list[FileRe
             header = _header_of(cells or [], layout, name)
             if layout.has_header:
                 continue
+        unusable = f"expected {len(header)} columns"
         if cells is not None and len(cells) == len(header):
             try:
                 records.append(_encoded(line, layout.adapt_row(dict(zip(header, cells, strict=True)))))
                 continue
-            except Rejected:
-                pass
+            except Rejected as rejected:
+                unusable = rejected.message
         original = "\n".join(lines[line - 1 : line - 1 + n_lines])
-        records.append(FileRecord(line, b"", original.encode(errors="surrogateescape"), None))
+        records.append(FileRecord(line, b"", original.encode(errors="surrogateescape"), None, unusable))
     return records
 
 

@@ -57,8 +57,10 @@ def training_log(
         events += [event for event in decoded if isinstance(event, Event)]
     names = ", ".join(file.name for file in files)
     if not events:
+        first = next((record for file in files for record in file.records if record.unusable), None)
+        because = f" (line {first.line}: {first.unusable})" if first else ""
         raise InputFileError(
-            f"No line of {names} is an event. Name the right --format, or see `foreclick doctor`."
+            f"No line of {names} is an event{because}. Name the right --format, --columns or --time-format."
         )
     asked = [event for event in events if crc32(event.user_id.encode()) % 100 < below_share]
     vocabulary = actions or actions_of(asked or events)

@@ -29,6 +29,21 @@ _FIELDS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "device": ("device_id", text),
     "ip": ("ip", text),
 }
+# Names under which people know a field, those of the canonical event among them.
+_ALIASES = {
+    "user_id": "user",
+    "timestamp": "time",
+    "event_time": "time",
+    "event_time_ms": "time",
+    "event_type": "action",
+    "event_id": "event",
+    "session_id": "session",
+    "item_id": "item",
+    "category_id": "category",
+    "shop_id": "shop",
+    "order_id": "order",
+    "device_id": "device",
+}
 _EXAMPLE = "--columns user=visitor,time=timestamp,action=event,item=product"
 
 
@@ -38,7 +53,8 @@ def by_columns(
     r"""The layout that ``--columns`` describes.
 
     Args:
-        columns: ``field=column`` pairs with commas between them. ``user`` and ``time`` are required, and
+        columns: ``field=column`` pairs with commas between them; a field may also be given the name that it has in
+            the canonical event (``user_id``). ``user`` and ``time`` are required, and
             ``action`` unless ``order`` is given: a log of orders has only purchases.
         delimiter: one character, ``\t`` or ``tab`` for a tab; a comma by default.
         time_format: ``s``, ``ms``, ``iso`` or a strptime pattern; None goes by each value.
@@ -96,6 +112,7 @@ def _pairs(columns: str, header: bool) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for part in columns.split(","):
         field, equals, column = (piece.strip() for piece in part.partition("="))
+        field = _ALIASES.get(field, field)
         known = (
             field in _FIELDS or field == "time" or (field.startswith("extra.") and len(field) > len("extra."))
         )

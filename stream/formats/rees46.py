@@ -23,7 +23,7 @@ def adapt_row(row: Mapping[str, str]) -> dict[str, Any]:
     time = text(row.get("event_time"), "column event_time")
     event: dict[str, Any] = {
         "user_id": required(text(row.get("user_id"), "column user_id"), "column user_id"),
-        "event_time_ms": iso_ms(time and time.removesuffix(" UTC"), "column event_time"),
+        "event_time_ms": iso_ms(time, "column event_time"),
         "action": _ACTIONS.get(action, action),
     }
     if session := text(row.get("user_session"), "column user_session"):

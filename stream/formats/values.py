@@ -92,12 +92,12 @@ def scaled_ms(value: Any, per_second: int, path: str) -> int:
 
 
 def iso_ms(value: Any, path: str) -> int:
-    """ISO 8601 as Unix milliseconds; without an offset the time is UTC."""
+    """ISO 8601 as Unix milliseconds; without an offset, or with the word UTC after it, the time is UTC."""
     if not value:
         raise Rejected("missing_field", f"missing value at {path}")
     try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+        moment = datetime.fromisoformat(value.removesuffix(" UTC"))
+    except (AttributeError, TypeError, ValueError):
         raise Rejected("wrong_type", f"expected ISO 8601 time at {path}") from None
     return _moment_ms(moment, path)
 
@@ -112,12 +112,15 @@ def _moment_ms(moment: datetime, path: str) -> int:
 
 
 def _told_apart_ms(value: Any, path: str) -> int:
-    """Seconds, milliseconds or ISO 8601, told apart by the value itself."""
+    """Seconds, milli-, micro- or nanoseconds since 1970 or ISO 8601, told apart by the value itself."""
     try:
-        seconds = float(value) < _SECONDS_END
+        size = float(value)
     except (TypeError, ValueError):
         return iso_ms(value, path)
-    return scaled_ms(value, 1 if seconds else 1000, path)
+    per_second = 1
+    while size >= _SECONDS_END * per_second and per_second < 1_000_000_000:
+        per_second *= 1000
+    return scaled_ms(value, per_second, path)
 
 
 def time_reader(time_format: str | None) -> Callable[[Any, str], int]:

@@ -277,6 +277,28 @@ def test_columns_keep_the_names_of_the_log() -> None:
     }
 
 
+def test_columns_take_the_names_of_the_canonical_event() -> None:
+    """Whoever knows an event's fields need not learn others."""
+    layout = by_columns("user_id=who,event_time_ms=when,event_type=what,item_id=thing")
+    event = layout.adapt_row({"who": "u", "when": "5", "what": "view", "thing": "i"})
+    assert event == {"user_id": "u", "event_time_ms": 5000, "action": "view", "item_id": "i"}
+    with pytest.raises(ConfigurationError, match="user is given twice"):
+        by_columns("user_id=a,user=b,time=t,action=c")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("1569888000", "1569888000000", "1569888000000000", "1569888000000000000"),
+        *("2019-10-01 00:00:00 UTC", "2019-10-01T00:00:00Z", "2019-10-01", "2019-10-01 02:00:00+02:00"),
+    ],
+)
+def test_a_time_is_told_by_its_size_or_its_shape(written: str) -> None:
+    """One moment in seconds, milli-, micro- and nanoseconds and as people write it."""
+    layout = by_columns("user=u,time=t,action=a")
+    assert layout.adapt_row({"u": "u", "t": written, "a": "a"})["event_time_ms"] == 1_569_888_000_000
+
+
 def test_columns_without_a_header_count_from_one() -> None:
     """Positions are as people count them, and 0 is refused with the reason."""
     layout = by_columns("user=1,time=02,action=3", header=False, delimiter="tab")

@@ -129,21 +129,32 @@ class GapMixture:
         # 1e-12 bounds the surprise of one gap at 27.6 nats and keeps its gradient finite.
         return torch.log(torch.where(y_N > 0, above, at_floor).clamp_min(1e-12))
 
-    def median(self, halvings: int = 7) -> Tensor:
-        """The y that half of the probability lies below, about (spread of the means) / 1000 exact."""
+    def median(self, within: float, halvings: int = 9) -> Tensor:
+        """The y that half of the probability below ``within`` lies below: the median of the gaps that do end.
+
+        People who never come back are in the mixture too, as gaps that end some time; where a log shows three hours,
+        they would make the median of all gaps days, which nobody ever saw. Exact to about a thousandth of the span of
+        the components.
+
+        Args:
+            within: log seconds, the longest gap that counts as an end.
+            halvings: of the span.
+        """
         half_weight, scale = 0.5 * self.weight_CN, self.sigma_CN * sqrt(2)
-        # A mixture's median lies between the least and the greatest median of its parts.
-        low = self.mean_CN.amin(dim=0)
+        level = 0.5 + 0.5 * _survival(within, half_weight, self.mean_CN, scale)
+        # What lies below the median of all gaps lies below the greatest of the components' medians, and three spreads
+        # below the least of them hardly anything is left.
+        low = (self.mean_CN - 3 * self.sigma_CN).amin(dim=0)
         width = self.mean_CN.amax(dim=0) - low
         for _ in range(halvings):
             width = width * 0.5
             middle = low + width
-            low = torch.where(_survival(middle, half_weight, self.mean_CN, scale) > 0.5, middle, low)
+            low = torch.where(_survival(middle, half_weight, self.mean_CN, scale) > level, middle, low)
         # In so short a piece the survival function is nearly straight.
-        above = _survival(low, half_weight, self.mean_CN, scale) - 0.5
-        below = 0.5 - _survival(low + width, half_weight, self.mean_CN, scale)
+        above = _survival(low, half_weight, self.mean_CN, scale) - level
+        below = level - _survival(low + width, half_weight, self.mean_CN, scale)
         part = above.clamp_min(0.0) / (above + below).clamp_min(1e-9)
-        return (low + width * part.clamp_max(1.0)).clamp_min(0.0)
+        return (low + width * part.clamp(0.0, 1.0)).clamp(0.0, within)
 
 
 def _survival(y_N: Tensor | float, half_weight_CN: Tensor, mean_CN: Tensor, scale_CN: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ class MicroBatch:
         answers = (
             torch.sigmoid(out.purchase_N[rows:]),
             gap.survival(self.prepared.log_horizon),
-            torch.exp(gap.median()),
+            torch.exp(gap.median(self.prepared.log_longest_gap)),
         )
         return self._result(
             next_event,

@@ -63,6 +63,7 @@ class PreparedNetwork:
         self.code_by_column: NDArray[np.uint32] = np.zeros(columns, np.uint32)
         self.code_by_column[1:known] = artefact.categories.codes
         self.log_horizon = log(artefact.churn_horizon_s)
+        self.log_longest_gap = log(artefact.longest_gap_s)
         with torch.inference_mode():
             self._tiles = self._agreeing_tiles()
 

@@ -71,6 +71,7 @@ class Artefact:
     state_width: int
     window: int
     churn_horizon_s: float
+    longest_gap_s: float
 
 
 def bundled() -> Path:
@@ -146,6 +147,7 @@ def describe(
     reference: Reference,
     *,
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
+    longest_gap_s: float = DEFAULT_CHURN_HORIZON_S,
     calibration: dict[str, Any] | None = None,
     thresholds: dict[str, float] | None = None,
     training: dict[str, Any] | None = None,
@@ -169,6 +171,7 @@ def describe(
         "window": WINDOW,
         "utc_offset_s": features.utc_offset_s,
         "churn_horizon_s": churn_horizon_s,
+        "longest_gap_s": longest_gap_s,
         "known_items": np.flatnonzero(features.known_items).tolist(),
         "scaling": {
             "mean": features.mean.tolist(),
@@ -322,6 +325,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "window",
         "utc_offset_s",
         "churn_horizon_s",
+        "longest_gap_s",
     }
     if lacking := sorted(needed - manifest.keys()):
         raise ArtefactError(
@@ -378,6 +382,7 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
         state_width=network.state_width,
         window=manifest["window"],
         churn_horizon_s=float(manifest["churn_horizon_s"]),
+        longest_gap_s=float(manifest["longest_gap_s"]),
     )
 
 

@@ -154,7 +154,14 @@ def train(
         "curve": curve,
     }
     blank = Reference.fit(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.float32))
-    draft = unsaved(network, describe(name, version, sizes, spec, blank, churn_horizon_s=churn_horizon_s))
+    # A median gap is that of gaps that end; how long those may be is what the training users showed.
+    longest_gap_s = max(2.0, float(split.fit["gap_ms"].max()) / 1000)
+    draft = unsaved(
+        network,
+        describe(
+            name, version, sizes, spec, blank, churn_horizon_s=churn_horizon_s, longest_gap_s=longest_gap_s
+        ),
+    )
     seen = run(StepEngine(draft, device="cpu"), split.tune)
     reference = Reference.fit(split.tune["life_events"], seen.surprisal_nats, seen.statistics)
     manifest = describe(
@@ -164,6 +171,7 @@ def train(
         spec,
         reference,
         churn_horizon_s=churn_horizon_s,
+        longest_gap_s=longest_gap_s,
         calibration={"next_action": {"method": "temperature, in the weights", "value": round(divisor, 4)}},
         training=training,
     )

@@ -164,9 +164,13 @@ def test_gap_term_is_the_density_whose_tail_is_churn(engine, columns):
         integral = torch.trapezoid(density, edges[::10], dim=0)
         at_floor = torch.exp(gap.log_likelihood(torch.zeros(64)))
         torch.testing.assert_close(integral + at_floor, torch.ones(64), atol=2e-3, rtol=0)
-        half = gap.survival(gap.median())
-        # Eleven halvings of the spread of the component means leave this much.
-        assert ((half - 0.5).abs() < 5e-3).logical_or(gap.median() == 0).all()
+        for within in (30.0, 9.0, 4.0):
+            median = gap.median(within)
+            share = gap.survival(median) - gap.survival(within)
+            whole_share = 1 - gap.survival(within)
+            # Ten halvings of the span of the components leave this much.
+            assert ((share - 0.5 * whole_share).abs() < 5e-3).logical_or(median == 0).all()
+            assert (median <= within).all()
 
 
 def test_top_categories_descend_and_sum_to_at_most_one(engine, columns, whole):

@@ -62,6 +62,8 @@ def described(key: bytes | None, value: bytes | None, letter: DeadLetter) -> dic
             shown[name] = None if raw is None else raw.decode()
         except UnicodeDecodeError:
             shown[f"{name}_base64"] = base64.b64encode(raw or b"").decode()
+    if letter.cut is not None:
+        shown["cut"] = letter.cut
     shown["headers"] = {name: (raw or b"").decode(errors="replace") for name, raw in letter.headers}
     return shown
 
@@ -104,7 +106,8 @@ def replay_dead_letters(
     """Send dead letters into the input topic again, with their original key and bytes, each once ever.
 
     Records and the memory of what was sent are one transaction, so a run that is killed or repeated sends nothing
-    twice. They carry the header ``clicks.replayed``, for which the limits of lateness do not hold.
+    twice. They carry the header ``clicks.replayed``, for which the limits of lateness do not hold. Letters that do not
+    hold their record whole are not sent.
 
     Args:
         settings: names of the topics.
@@ -182,6 +185,8 @@ def _due(
         stored = StoredLetter.read(record)
         if stored is None or (reason is not None and stored.letter.reason != reason):
             continue
+        if stored.letter.cut is not None:
+            continue  # not the record that was rejected, and what is left of it is too large still
         if not memory[stored.partition].holds(stored.offset, stored.letter.reason):
             yield stored
 

@@ -15,6 +15,8 @@ from stream.events import Event
 __all__ = ["EventColumns", "NameCodes", "columns_of"]
 
 _MAX_UNKNOWN: Final = 1000
+#: Characters of a name that is remembered: one may have 64 KiB, and 200,000 of these would fill any memory.
+LONGEST_REMEMBERED: Final = 256
 # Its square is still a float32, which functions of it may go through.
 _MOST_EXTRA: Final = 1e18
 
@@ -49,7 +51,9 @@ class EventColumns:
 
 
 class NameCodes(dict[str | None, int]):
-    """Codes of names, remembered; 0 for a missing or empty name. Forgets all when it holds ``limit`` names.
+    """Codes of names, remembered unless they are long; 0 for a missing or empty name.
+
+    Forgets all when it holds ``limit`` names.
 
     ``unknown_actions`` collects the names of actions that became ``other``, the first 1,000.
     """
@@ -60,9 +64,11 @@ class NameCodes(dict[str | None, int]):
         self.unknown_actions: set[str] = set()
 
     def __missing__(self, name: str | None) -> int:
-        if len(self) >= self.limit:
-            self.clear()
-        self[name] = code = code_of(name) if name else 0
+        code = code_of(name) if name else 0
+        if len(name or "") <= LONGEST_REMEMBERED:
+            if len(self) >= self.limit:
+                self.clear()
+            self[name] = code
         return code
 
 
@@ -96,7 +102,7 @@ def columns_of(
         for place in np.flatnonzero(action == other).tolist():
             name = events[place].action
             if name != actions.names[other] and len(codes.unknown_actions) < _MAX_UNKNOWN:
-                codes.unknown_actions.add(name)
+                codes.unknown_actions.add(name[:LONGEST_REMEMBERED])
     prefixes = repeat(source_prefix, len(events)) if isinstance(source_prefix, bytes) else source_prefix
     hashes = [
         event_hash(event.event_id.encode() if event.event_id else b"%b/%d" % (prefix, offset))

@@ -137,7 +137,9 @@ def decode_events(
 
 
 def unknown_fields(value: bytes) -> set[str]:
-    """Names in a JSON object that the canonical event does not have; empty when it is no JSON object."""
+    """Names in a JSON object that the canonical event does not have; empty when it is none, or too large."""
+    if len(value) > MAX_VALUE_BYTES:
+        return set()
     try:
         document = _decode_any(value)
     except (ValueError, RecursionError):

@@ -27,7 +27,9 @@ TOPIC_KINDS: Final = (
     "user_vectors",
 )
 
-_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
+# Line separators and marks that turn the direction of text are no control characters, but readers of logs take
+# them for such.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Headers = list[tuple[str, bytes]]
 
@@ -142,7 +144,7 @@ class PredictionRenderer:
     ) -> list[Headers]:
         """CloudEvents 1.0 headers of the Kafka binary mode; values are UTF-8.
 
-        CloudEvents forbids control characters in attributes, so those of a user id are percent-encoded here.
+        CloudEvents forbids control characters in attributes, so those of a user id are percent-encoded here (as UTF-8).
 
         Source: CloudEvents 1.0.2, type system; Kafka protocol binding, section 3.2.
         """
@@ -150,7 +152,8 @@ class PredictionRenderer:
         subjects = user_ids
         if not "".join(user_ids).isprintable():
             subjects = [
-                _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", user) for user in user_ids
+                _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), user)
+                for user in user_ids
             ]
         specversion, kind, source, content_type = self._constant_headers
         return [

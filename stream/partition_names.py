@@ -25,6 +25,7 @@ MODEL_KEY: Final = b"\0m"  # + u64 fingerprint: the vocabularies of a model that
 MAX_NAMES: Final = (
     100_000  # a partition; later categories stay without a name and are left out of next_category
 )
+LONGEST_NAME: Final = 256  # characters; a longer one would not be shown, see stream/rendering.py
 _CODE = struct.Struct("<I")
 _FINGERPRINT = struct.Struct("<Q")
 
@@ -81,7 +82,7 @@ class PartitionNames:
         learned: list[Row] = []
         for code in sorted(new):
             name = events[places[int(np.argmax(codes == code))]].category_id
-            if name is not None and len(self.categories) < MAX_NAMES:
+            if name is not None and len(name) <= LONGEST_NAME and len(self.categories) < MAX_NAMES:
                 self.categories[code] = name
                 learned.append((NAME_KEY + _CODE.pack(code), name.encode()))
         return learned

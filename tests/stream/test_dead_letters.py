@@ -51,7 +51,9 @@ def test_any_message_becomes_utf8_of_bounded_size(message):
     _, _, headers = dead_letter("clicks", 0, 0, b"u", b"{", "wrong_type", message + "\ud800" + "é" * 3000)
     text = dict(headers)["__streams.errors.message"]
     assert len(text) <= MAX_MESSAGE_BYTES
-    assert text.decode().startswith(message[:50].encode("utf-8", "backslashreplace").decode())
+    assert text.decode().isprintable()
+    if message.isprintable():
+        assert text.decode().startswith(message[:50])
 
 
 def test_a_foreign_record_is_no_dead_letter():

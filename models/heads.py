@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log, pi, sqrt
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.columns import WINDOW
@@ -115,6 +117,15 @@ class GapMixture:
     def since(self, first: int) -> GapMixture:
         """The states from number ``first`` on."""
         return GapMixture(self.weight_CN[:, first:], self.mean_CN[:, first:], self.sigma_CN[:, first:])
+
+    def __getitem__(self, states: slice | NDArray[np.int64]) -> GapMixture:
+        """Some of the states."""
+        return GapMixture(self.weight_CN[:, states], self.mean_CN[:, states], self.sigma_CN[:, states])
+
+    def parameters(self) -> NDArray[np.float32]:
+        """Weights, means and sigmas, (3, C, N), as ``models.churn`` takes them: copied only when asked for."""
+        made: NDArray[np.float32] = torch.stack((self.weight_CN, self.mean_CN, self.sigma_CN)).cpu().numpy()
+        return made
 
     def survival(self, y_N: Tensor | float) -> Tensor:
         """The probability that the next event comes later than exp(y) seconds."""

@@ -19,6 +19,7 @@ from models.anomaly import predictability_statistics
 from models.columns import WINDOW, Columns
 from models.errors import NotFinite
 from models.features import inputs, padded_rows
+from models.heads import COMPONENTS, GapMixture
 from models.networks.trunk import HALF_MAX
 from models.prepared import KEY_BITS, PreparedNetwork
 
@@ -34,7 +35,8 @@ class StepResult:
 
     ``terms``: nats of action, category and gap of this event under the prediction made before it; the surprisal is
     their sum. A first event has no gap term, an event without category no category term: they are 0.
-    Category probabilities are rounded to 6 decimals; code 0 fills up the end.
+    Category probabilities are rounded to 6 decimals; code 0 fills up the end. ``gap_mixture`` is what
+    ``churn_probability`` and ``median_gap_s`` are read from.
     """
 
     state: NDArray[np.float16]
@@ -51,6 +53,7 @@ class StepResult:
     anomaly_score: NDArray[np.float32]
     hidden_state: NDArray[np.float16]
     event_slot: NDArray[np.int64]
+    gap_mixture: GapMixture
 
     @property
     def user_vector(self) -> NDArray[np.float16]:
@@ -123,6 +126,7 @@ class MicroBatch:
             anomaly_score=none,
             hidden_state=self.state[:, len(self.artefact.actions) : self.prepared.read_width],
             event_slot=np.zeros(0, np.int64),
+            gap_mixture=GapMixture(*torch.zeros(3, COMPONENTS, 0)),
         )
 
     def _lay_out(self) -> None:
@@ -238,6 +242,7 @@ class MicroBatch:
             torch.stack(answers),
             torch.exp(log_action)[rows:],
             self._read(best[: self.M], codes[rows : rows + self.M]),
+            gap,
         )
 
     def _parts(self, rows: int, events: int) -> Iterator[tuple[slice | None, slice]]:
@@ -316,6 +321,7 @@ class MicroBatch:
         answers_3M: Tensor,
         next_action: Tensor,
         top: tuple[NDArray[np.uint32], NDArray[np.float32]],
+        gap: GapMixture,
     ) -> StepResult:
         M = self.M
         measured = np.flatnonzero(next_event >= 0)
@@ -341,4 +347,5 @@ class MicroBatch:
             anomaly_score=anomaly.score,
             hidden_state=states[:, len(self.artefact.actions) : self.prepared.read_width],
             event_slot=self.B + self.place,
+            gap_mixture=gap[:M],
         )

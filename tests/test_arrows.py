@@ -25,6 +25,8 @@ PURE = [
     Path("stream/canvas.py"),
     Path("stream/prediction_values.py"),
     Path("stream/dead_letters.py"),
+    Path("stream/silence.py"),
+    Path("models/churn.py"),
     Path("models/split.py"),
     *(path for path in FILES if path.parent in {Path("stream/formats"), Path("models/baselines")}),
 ]

@@ -36,7 +36,7 @@ def by_event(parts: list[tuple[np.ndarray, StepResult]], count: int) -> dict[str
     """Outputs of several micro-batches as if they had been one, in the order of the columns."""
     out = {}
     for name in (*(field.name for field in fields(StepResult)), "user_vector"):
-        if name in ("state", "hidden_state", "event_slot"):
+        if name in ("state", "hidden_state", "event_slot", "gap_mixture"):
             continue
         first = getattr(parts[0][1], name)
         out[name] = np.zeros((count, *first.shape[1:]), first.dtype)

@@ -27,6 +27,8 @@ PURE = [
     Path("stream/dead_letters.py"),
     Path("stream/silence.py"),
     Path("models/churn.py"),
+    Path("stream/alerts.py"),
+    Path("stream/order_brushing.py"),
     Path("models/split.py"),
     *(path for path in FILES if path.parent in {Path("stream/formats"), Path("models/baselines")}),
 ]

@@ -25,7 +25,10 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Format = Annotated[
-    str, typer.Option("--format", help="canonical, segment, ga4, retailrocket, rees46, taobao, tpp or auto.")
+    str,
+    typer.Option(
+        "--format", help="canonical, segment, ga4, retailrocket, rees46, taobao, shopee, tpp or auto."
+    ),
 ]
 Columns = Annotated[
     str | None,

@@ -8,10 +8,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +30,9 @@ from stream.cli.options import (
     progress,
 )
 
+if TYPE_CHECKING:
+    from stream.stage import Rendered
+
 
 def register(app: typer.Typer) -> None:
     """Add ``score``."""
@@ -42,8 +46,16 @@ def score(
     file: Annotated[str, typer.Argument(help="A log, plain or .gz; - is standard input.")],
     *,
     out: Annotated[
-        str, typer.Option("--out", help="Where predictions go, a line an event; - is standard output.")
-    ] = "-",
+        str | None,
+        typer.Option(
+            "--out",
+            help="Where predictions go, a line an event; - is standard output, the default without --alerts.",
+        ),
+    ] = None,
+    alerts: Annotated[
+        str | None,
+        typer.Option("--alerts", help="Where alerts about shops go, a line each; - is standard output."),
+    ] = None,
     dead_letters: Annotated[
         Path | None, typer.Option("--dead-letters", help="Where rejected records go, with their reasons.")
     ] = None,
@@ -58,21 +70,28 @@ def score(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Write the predictions that the pipeline would make for the same events in the same order.
+    """Write the predictions that the pipeline would make for the same events in the same order, and the alerts.
 
     A prediction's source names the file as topic, partition 0, and the record's place in that order as offset.
+    With --alerts and without --out no model runs.
     """
     from models.registry import bundled, load_artefact
     from models.runtime import StepEngine
     from stream.dead_letter_topic import described
     from stream.dead_letters import parse
+    from stream.errors import ConfigurationError
     from stream.files import read_log
     from stream.offline import records_of, score_batches
+    from stream.offline_alerts import log_alerts
     from stream.settings import load_settings
 
+    if out is None and alerts is None:
+        out = "-"
+    if out == alerts == "-":
+        raise ConfigurationError("--out and --alerts are both standard output. Name a file for one of them.")
     settings = load_settings(model=model, device=device)
-    artefact = load_artefact(settings.model or bundled())
-    engine = StepEngine(artefact, device=settings.device)
+    artefact = None if out is None else load_artefact(settings.model or bundled())
+    engine = None if artefact is None else StepEngine(artefact, device=settings.device)
     began = time.monotonic()
     log = read_log(
         file,
@@ -90,10 +109,24 @@ def score(
     reasons: Counter[str] = Counter()
     with (
         written(out) as predicted,
+        written(alerts, "--alerts") as alerted,
         written(None if dead_letters is None else str(dead_letters)) as rejected,
         progress("scored", len(log.records)) as advance,
     ):
-        for rendered in score_batches(records_of(log.records), settings, artefact, engine, topic):
+        found = None if alerts is None else log_alerts(log.records, settings, topic)
+        if found is not None:
+            alerted.writelines(alert.as_json() + b"\n" for alert in found.alerts)
+        batches: Iterable[Rendered] = ()
+        if artefact is not None and engine is not None:
+            batches = score_batches(records_of(log.records), settings, artefact, engine, topic)
+        elif found is not None:
+            # The model's pass, which rejects the same records, does not take place.
+            events = found.events
+            for refused in found.rejected:
+                if letter := parse(refused[2]):
+                    reasons[letter.reason] += 1
+                    rejected.write(json.dumps(described(*refused[:2], letter)).encode() + b"\n")
+        for rendered in batches:
             counts = rendered.counts
             events += counts.events
             predictions += counts.predictions
@@ -108,16 +141,18 @@ def score(
                     rejected.write(json.dumps(described(key, value, letter)).encode() + b"\n")
             advance(events)
     seconds = time.monotonic() - began
-    result = {
+    result: dict[str, Any] = {
         "events_in": events,
         "predictions": predictions,
         "dead_letters": dict(reasons),
         "duplicates_dropped": duplicates,
         "late": late,
         "format": log.format,
-        "model": f"{artefact.name}/{artefact.version}",
+        "model": None if artefact is None else f"{artefact.name}/{artefact.version}",
         "events_per_s": round(events / max(seconds, 1e-9), 1),
     }
+    if found is not None:
+        result |= {"alerts": len(found.alerts), "orders": asdict(found.orders)}
     if as_json:
         finish(result, "", as_json)
     else:
@@ -127,10 +162,15 @@ def score(
             f"{rejections}; {result['events_per_s']:.0f} events/s",
             file=sys.stderr,
         )
+        if found is not None:
+            counts_by_fate = ", ".join(
+                f"{count} {fate.replace('_', ' ')}" for fate, count in asdict(found.orders).items()
+            )
+            print(f"{len(found.alerts)} alerts; orders: {counts_by_fate}", file=sys.stderr)
 
 
 @contextmanager
-def written(path: str | None) -> Iterator[IO[bytes]]:
+def written(path: str | None, flag: str = "--out") -> Iterator[IO[bytes]]:
     """A file that appears whole or not at all; ``-`` is standard output, None swallows.
 
     Raises:
@@ -159,7 +199,7 @@ def written(path: str | None) -> Iterator[IO[bytes]]:
         draft.replace(target)
     except OSError as error:
         raise InputFileError(
-            f"{path} cannot be written: {error.strerror}. Name another file with --out."
+            f"{path} cannot be written: {error.strerror}. Name another file with {flag}."
         ) from error
     finally:
         draft.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from stream.formats.rees46 import REES46
 from stream.formats.retailrocket import RETAILROCKET
 from stream.formats.segment import SEGMENT
 from stream.formats.shapes import Delimited, JsonLines, Sequences
+from stream.formats.shopee import SHOPEE
 from stream.formats.taobao import TAOBAO
 from stream.formats.tpp import TPP
 from stream.formats.values import Rejected
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 FORMATS: dict[str, Delimited | JsonLines] = {
-    layout.name: layout for layout in (CANONICAL, SEGMENT, GA4, RETAILROCKET, REES46, TAOBAO)
+    layout.name: layout for layout in (CANONICAL, SEGMENT, GA4, RETAILROCKET, REES46, TAOBAO, SHOPEE)
 }
 #: What a file may hold; a topic holds an event a record, so no sequences.
 FILE_FORMATS: dict[str, Delimited | JsonLines | Sequences] = {**FORMATS, TPP.name: TPP}

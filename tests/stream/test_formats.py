@@ -210,6 +210,18 @@ def test_ga4_names_are_mapped_or_kept(name: str, action: str) -> None:
             },
         ),
         (
+            "shopee",
+            b"31075208826809,147941492,195903090,2019-12-27 00:00:08",
+            {
+                "user_id": "195903090",
+                "event_time_ms": 1577404808000,
+                "action": "purchase",
+                "event_id": "31075208826809",
+                "order_id": "31075208826809",
+                "shop_id": "147941492",
+            },
+        ),
+        (
             "taobao",
             b"100,4572582,2188684,fav,1511550516",
             {

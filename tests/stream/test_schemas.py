@@ -46,18 +46,29 @@ SAMPLES = {
     ],
     "alerts.fraud": [
         {
-            "schema": "foreclick.alert.fraud.v1",
-            "kind": "anomaly",
-            "subject": "user",
-            "id": "u17",
-            "event_time_ms": 1511550516000,
-            "source": {"topic": "clicks", "partition": 3, "offset": 18842},
-            "model": {"name": "shop-lstm", "version": "7"},
-            "score": 0.99,
+            "id": "order_brushing/shop/s1/1511550516000",
+            "kind": "order_brushing",
+            "subject_type": "shop",
+            "subject": "s1",
+            "score": 0.8,
             "probability": None,
-            "flags": {"approximate": True},
-            "reasons": [{"code": "unlikely_action", "nats": 6.2}],
+            "severity": "medium",
+            "event_time_ms": 1511550516000,
+            "reasons": [{"code": "order_brushing", "text": "5 orders of 1 buyer", "orders": 5, "buyers": 1}],
+            "evidence": [
+                {
+                    "order_id": "o1",
+                    "user_id": "u17",
+                    "event_time_ms": 1511546916000,
+                    "source": {"topic": "clicks", "partition": 3, "offset": 18842},
+                }
+            ],
+            "members": ["u17"],
+            "approximate": False,
+            "supersedes": supersedes,
+            "held_back": 2,
         }
+        for supersedes in (None, "order_brushing/shop/s1/1511550000000")
     ],
     "alerts.churn": [
         {

@@ -22,6 +22,7 @@ import structlog
 from faust.app.base import BootStrategy
 
 from models.errors import ForeclickError
+from stream.broker.client import connect
 from stream.broker.topics import describe
 from stream.clicks_stage import clicks_rounds, clicks_work
 from stream.engine import requirements
@@ -274,6 +275,15 @@ class ForeclickApp(faust.App):
     BootStrategy = Boot
     clicks: Clicks
     table: StateTable
+
+    async def on_first_start(self) -> None:
+        try:
+            # Before Faust's producer asks: that one answers a broker that is not there, or refuses our password,
+            # with a traceback.
+            await asyncio.to_thread(connect, self.clicks.settings.kafka.librdkafka())
+        except ForeclickError as error:
+            end_process("start", error)
+        await super().on_first_start()
 
 
 def create_app(settings: Settings) -> ForeclickApp:

@@ -4,6 +4,7 @@
     ├── ConfigurationError     a setting, a flag or an environment variable is wrong
     ├── InputFileError         a file that cannot be read as events
     ├── BrokerUnreachable      no broker answers at the address
+    │   └── BrokerRefused      one does, who wants another password, certificate or protocol
     ├── TopicError             a topic is missing, or its shape contradicts another's
     ├── PositionError          where to open a partition cannot be decided safely
     ├── StoreError             the data directory: locked, not writable, full, damaged
@@ -21,6 +22,7 @@ from models.errors import ForeclickError
 
 __all__ = [
     "BrokenInvariant",
+    "BrokerRefused",
     "BrokerUnreachable",
     "ConfigurationError",
     "DamagedRow",
@@ -44,6 +46,10 @@ class InputFileError(ForeclickError):
 
 class BrokerUnreachable(ForeclickError):
     """No Kafka broker answers at the address."""
+
+
+class BrokerRefused(BrokerUnreachable):
+    """A broker is there, and its TLS or SASL does not agree with our settings."""
 
 
 class TopicError(ForeclickError):

@@ -77,8 +77,12 @@ class Health:
     async def _authorised(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
         token = self._http.token
         if token is not None and request.path != "/healthz":
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            # Bytes, since header values may be anything, and all of them, so that the time tells nothing.
+            matches = hmac.compare_digest(
+                given.strip().encode("utf-8", "surrogateescape"), token.get_secret_value().encode()
+            )
+            if not matches or scheme.lower() != "bearer":
                 return web.json_response({"error": "a bearer token is needed"}, status=401)
         answer: web.StreamResponse = await handler(request)
         return answer

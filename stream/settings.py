@@ -53,6 +53,49 @@ class Kafka(_Group):
     request_timeout_ms: int = Field(20_000, ge=1_000)
     max_partition_fetch_bytes: int = Field(1 << 20, description="larger buffers cost memory, not time")
 
+    def check_security(self) -> None:
+        """Look at the security fields together, and at the files that they name.
+
+        Raises:
+            ConfigurationError: user or password are missing, or a file cannot be used; the setting is named.
+        """
+        if self.security_protocol.startswith("SASL"):
+            for name, value in (("USERNAME", self.sasl_username), ("PASSWORD_FILE", self.sasl_password)):
+                if value is None:
+                    raise ConfigurationError(
+                        f"{PREFIX}KAFKA__SECURITY_PROTOCOL is {self.security_protocol}, and {PREFIX}KAFKA__SASL_{name} "
+                        "is not set. Set it."
+                    )
+        if self.security_protocol.endswith("SSL"):
+            self.ssl_context()
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Verifies the broker's certificate and name; shows our own certificate when there is one.
+
+        Raises:
+            ConfigurationError: a file that a setting names cannot be used.
+        """
+        authority, certificate = self.ssl_ca_location, self.ssl_certificate_location
+        try:
+            context = ssl.create_default_context(cafile=str(authority) if authority else None)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{PREFIX}KAFKA__SSL_CA_LOCATION is {authority}, which is no file of PEM certificates that can be read "
+                f"({error.strerror or error}). Correct it."
+            ) from None
+        if certificate:
+            # Never None: OpenSSL would ask at the terminal.
+            password = self.ssl_key_password.get_secret_value() if self.ssl_key_password else ""
+            try:
+                context.load_cert_chain(certificate, self.ssl_key_location, password)
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(
+                    f"The certificate {certificate} and its key {self.ssl_key_location or certificate} cannot be used "
+                    f"({getattr(error, 'strerror', None) or error}). Check {PREFIX}KAFKA__SSL_CERTIFICATE_LOCATION, "
+                    f"{PREFIX}KAFKA__SSL_KEY_LOCATION and {PREFIX}KAFKA__SSL_KEY_PASSWORD_FILE."
+                ) from None
+        return context
+
     def aiokafka(self) -> dict[str, Any]:
         """Arguments of every aiokafka client."""
         arguments: dict[str, Any] = {
@@ -67,13 +110,7 @@ class Kafka(_Group):
                 self.sasl_password.get_secret_value() if self.sasl_password else None
             )
         if self.security_protocol.endswith("SSL"):
-            context = ssl.create_default_context(
-                cafile=str(self.ssl_ca_location) if self.ssl_ca_location else None
-            )
-            if self.ssl_certificate_location:
-                password = self.ssl_key_password.get_secret_value() if self.ssl_key_password else None
-                context.load_cert_chain(self.ssl_certificate_location, self.ssl_key_location, password)
-            arguments["ssl_context"] = context
+            arguments["ssl_context"] = self.ssl_context()
         return arguments
 
     def librdkafka(self) -> dict[str, Any]:
@@ -110,7 +147,7 @@ class Http(_Group):
 
     host: str = "127.0.0.1"
     port: int = Field(6066, ge=0, le=65535, description="0 takes a free port")
-    token: SecretStr | None = Field(None, description="needed for a bind outside loopback")
+    token: SecretStr | None = Field(None, min_length=8, description="needed for a bind outside loopback")
 
 
 class Settings(BaseSettings):
@@ -225,6 +262,8 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
             continue
         secret = upper.removesuffix("_FILE")
         if upper in known:
+            if known[upper] and f"{name}_FILE" in environ:
+                raise ConfigurationError(f"{name} and {name}_FILE are both set. Unset one of them.")
             _place(values, upper, value)
         elif secret != upper and known.get(secret):
             _place(values, secret, _secret_file(name, value))
@@ -236,13 +275,15 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         if value is not None:
             _place(values, PREFIX + name.upper(), value)
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         place = "__".join(str(part) for part in first["loc"]).upper()
         shown = "(hidden)" if known.get(PREFIX + place) else repr(first.get("input"))
         message = f"Setting {PREFIX}{place} = {shown}: {first['msg']}. Correct it and start again."
         raise ConfigurationError(message) from None
+    settings.kafka.check_security()
+    return settings
 
 
 def _variables(model: type[BaseModel], prefix: str) -> list[tuple[str, bool]]:
@@ -259,11 +300,16 @@ def _variables(model: type[BaseModel], prefix: str) -> list[tuple[str, bool]]:
 
 def _secret_file(variable: str, path: str) -> str:
     try:
-        return Path(path).read_text().strip()
-    except OSError as error:
+        secret = Path(path).read_text().strip()
+    except (OSError, UnicodeError) as error:
+        # Not with the error's own words when it is one of decoding: they quote what they could not decode.
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(
-            f"{variable} names {path}, which cannot be read: {error.strerror}."
-        ) from error
+            f"{variable} names {path}, which cannot be read: {reason}. Correct the path or the file."
+        ) from None
+    if not secret:
+        raise ConfigurationError(f"{variable} names {path}, which is empty. Write the secret into it.")
+    return secret
 
 
 def _place(values: dict[str, Any], variable: str, value: Any) -> None:

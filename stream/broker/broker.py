@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 from stream.broker.client import ADDRESS_VARIABLE, connect
 from stream.broker.docker_kafka import DockerKafka, docker_answers
 from stream.broker.java_kafka import JavaKafka
+from stream.broker.secured import Security
 from stream.errors import BrokerUnreachable, ConfigurationError, StoreError
 
 Source = Literal["auto", "docker", "java"]
@@ -50,6 +51,7 @@ class BrokerStatus:
         pid: its process, when it is one of this machine.
         data_dir: where it keeps its data.
         log: what it says.
+        client_env: the settings of its clients, when it is a secured one that was started here.
     """
 
     running: bool
@@ -58,6 +60,7 @@ class BrokerStatus:
     pid: int | None
     data_dir: Path
     log: Path | None
+    client_env: Path | None = None
 
 
 class Broker:
@@ -71,6 +74,7 @@ class Broker:
         port: where clients connect on loopback; None takes the port of the last start here, else a free one.
         log: file for what the broker says; ``data_dir/kafka.log`` when None.
         source: ``auto`` decides as the module says; ``docker`` and ``java`` insist.
+        secure: SASL_SSL with SCRAM-SHA-512 and a CA of its own, see secured.py; from Java only.
         environment: where an address may stand; this process' own when None.
         client: security settings for an address in the environment, by librdkafka's names.
         start_timeout_s: how long to wait until it answers.
@@ -84,6 +88,7 @@ class Broker:
         port: int | None = None,
         log: Path | None = None,
         source: Source = "auto",
+        secure: bool = False,
         environment: Mapping[str, str] | None = None,
         client: Mapping[str, Any] | None = None,
         start_timeout_s: float = 90.0,
@@ -92,9 +97,13 @@ class Broker:
         self.data_dir = (data_dir or default_data_dir()).absolute()
         self._given = (os.environ if environment is None else environment).get(ADDRESS_VARIABLE, "").strip()
         self._client = dict(client or {})
-        self._source = source
+        if secure and source == "docker":
+            raise ConfigurationError(
+                "A secured broker is started from Java only. Leave out --source docker or --secure."
+            )
+        self._source: Source = "java" if secure else source
         self._start_timeout_s = start_timeout_s
-        self._java = JavaKafka(self.data_dir, port, log, say)
+        self._java = JavaKafka(self.data_dir, port, log, say, secure)
         self._docker = DockerKafka(self.data_dir, port, say)
         self._started: JavaKafka | DockerKafka | None = None
 
@@ -112,13 +121,24 @@ class Broker:
             )
         return address
 
+    @property
+    def client(self) -> dict[str, Any]:
+        """What a client of this broker sets, by librdkafka's names; secrets in the clear."""
+        if self._given:
+            return self._client | {"bootstrap.servers": self._given}
+        return (self._started or self._java).client
+
+    @property
+    def security(self) -> Security | None:
+        """Certificates and passwords of a secured broker in the data directory."""
+        return self._java.security if self._java.security.made else None
+
     def start(self, detached: bool = False) -> str:
         """Find or start the broker, wait until it answers, and return its address.
 
         Raises:
             BrokerUnreachable: nobody answers at the address in the environment; or there is no way to start
-            one
-                here; or it died or did not answer in time, with the end of its log.
+                one here; or it died or did not answer in time, with the end of its log.
             PortTaken: the port that was asked for is in use.
             StoreError: the data directory cannot be written.
         """
@@ -165,7 +185,10 @@ class Broker:
         running = self._running()
         address = running.address if running else None
         if running is not None and self._given in {"", address}:
-            return BrokerStatus(True, running.source, address, running.pid, self.data_dir, running.log)
+            client_env = self._java.security.client_env if self._java.security.made else None
+            return BrokerStatus(
+                True, running.source, address, running.pid, self.data_dir, running.log, client_env
+            )
         if not self._given:
             return BrokerStatus(False, None, None, None, self.data_dir, None)
         try:
@@ -205,6 +228,8 @@ class Broker:
             yield
 
     def _choose(self) -> JavaKafka | DockerKafka:
+        if self._java.security.made:
+            return self._java
         if self._source == "docker" or (self._source == "auto" and docker_answers()):
             return self._docker
         return self._java
@@ -223,7 +248,7 @@ class Broker:
         deadline_s = time.monotonic() + self._start_timeout_s
         while True:
             try:
-                admin = connect({"bootstrap.servers": kafka.address}, timeout_s=1.0)
+                admin = connect(kafka.client, timeout_s=1.0)
                 # For a moment it answers without counting itself among the brokers that may hold topics.
                 if admin.list_topics(timeout=1.0).brokers:
                     return

@@ -9,7 +9,8 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from stream.errors import BrokerUnreachable
+from stream.broker.refusal import why_refused
+from stream.errors import BrokerRefused, BrokerUnreachable, ConfigurationError
 
 ADDRESS_VARIABLE: Final = "FORECLICK_KAFKA__BOOTSTRAP_SERVERS"
 MEND: Final = (
@@ -32,21 +33,31 @@ def connect(client: Mapping[str, Any], timeout_s: float = 5.0, mend: str = MEND)
 
     Raises:
         BrokerUnreachable: nobody answered in time; the message has the address and what librdkafka saw last.
+        BrokerRefused: somebody did, who wants another password, certificate or protocol.
+        ConfigurationError: librdkafka cannot use the settings.
     """
-    seen: list[str] = []
+    seen: list[KafkaError] = []
 
     def remember(error: KafkaError) -> None:
         # "all brokers are down" follows every real reason and explains nothing.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            seen.append(error.str())
+            seen.append(error)
 
     settings: dict[str, Any] = {**client, "error_cb": remember}
-    admin = AdminClient(settings, logger=_silent)
+    try:
+        admin = AdminClient(settings, logger=_silent)
+    except KafkaException as problem:
+        raise ConfigurationError(
+            f"The settings FORECLICK_KAFKA__* make no client: {problem.args[0].str()}. Correct them."
+        ) from None
     try:
         admin.list_topics(timeout=timeout_s)
     except KafkaException as problem:
         admin.poll(0)  # hands the remembered errors over
-        reason = seen[-1] if seen else problem.args[0].str()
+        refusal = why_refused(client, seen)
+        if refusal is not None:
+            raise BrokerRefused(refusal) from problem
+        reason = (seen[-1] if seen else problem.args[0]).str()
         raise BrokerUnreachable(
             f"No Kafka broker answers at {client['bootstrap.servers']}: {reason}. {mend}"
         ) from problem

@@ -68,6 +68,11 @@ class DockerKafka:
         return container is not None and container.status == "running"
 
     @property
+    def client(self) -> dict[str, Any]:
+        """What a client of this broker sets, by librdkafka's names."""
+        return {"bootstrap.servers": self.address}
+
+    @property
     def address(self) -> str | None:
         """host:port that clients connect to, fixed when the container is made."""
         container = self._container()

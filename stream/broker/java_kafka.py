@@ -4,6 +4,7 @@
     ├── server.properties   written at each start; the port in it is taken again at the next one
     ├── kafka-data/         Kafka's own
     ├── kafka.log           what the broker says (or another file)
+    ├── security/           certificates and passwords, when it is a secured one (secured.py)
     └── broker.pid          the process, while it runs; also after it was killed
 
 Whether the process of the pid file is ours is asked of the process itself, as numbers are given out again.
@@ -18,13 +19,15 @@ import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import psutil
 
 from stream.broker.jars import fetch_jars, java_command
+from stream.broker.secured import Security, write_secret
 from stream.broker.server_settings import LOOPBACK, free_port, is_taken, refuse_taken, server_settings
-from stream.errors import BrokerUnreachable, StoreError
+from stream.errors import BrokerUnreachable, ConfigurationError, StoreError
+from stream.settings import load_settings
 
 # The JVM's second compiler pays off in servers that run for days. Here it only takes the processor from the events:
 # start 4 s of CPU time instead of 9, a thousand transactions 18 s instead of 32, two million records 5 s instead of 9.
@@ -48,17 +51,25 @@ class JavaKafka:
         port: where clients connect; None takes the port of the last start, else a free one.
         log: file for what the broker says; ``data_dir/kafka.log`` when None.
         say: told what takes long, a line at a time.
+        secure: SASL_SSL with SCRAM-SHA-512; a data directory that once was secured stays so.
     """
 
     source: Final = "java"
 
     def __init__(
-        self, data_dir: Path, port: int | None, log: Path | None, say: Callable[[str], None]
+        self,
+        data_dir: Path,
+        port: int | None,
+        log: Path | None,
+        say: Callable[[str], None],
+        secure: bool = False,
     ) -> None:
         # Absolute, because the broker runs in its data directory and is known by the path on its command
         # line.
         self.data_dir = data_dir.absolute()
         self.log = (log or self.data_dir / "kafka.log").absolute()
+        self.security = Security(self.data_dir)
+        self._secure = secure
         self._port = port
         self._say = say
         self._properties = self.data_dir / "server.properties"
@@ -79,8 +90,15 @@ class JavaKafka:
     @property
     def address(self) -> str | None:
         """host:port that clients connect to, known since the first start."""
-        port = self._last_ports().get("PLAINTEXT")
+        port = _client_port(self._last_ports())
         return f"{LOOPBACK}:{port}" if port else None
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """What a client of this broker sets, by librdkafka's names."""
+        if self.security.made:
+            return load_settings(self.security.variables(str(self.address))).kafka.librdkafka()
+        return {"bootstrap.servers": self.address}
 
     def launch(self, detached: bool) -> None:
         """Start the process and return at once; it may still die, and answers some seconds later.
@@ -90,11 +108,19 @@ class JavaKafka:
 
         Raises:
             BrokerUnreachable: Java or Maven is missing, or the data directory cannot be formatted.
+            ConfigurationError: it shall be secured and was formatted as one that is not.
             PortTaken: the port that was asked for is in use.
             StoreError: the log cannot be written.
         """
         java = java_command()
         classpath = f"{fetch_jars(self._say)}/*"
+        if self._secure and not self.security.made:
+            if (self.data_dir / "kafka-data").exists():
+                raise ConfigurationError(
+                    f"The broker of {self.data_dir} was made without users and certificates, and stays so. Name "
+                    "another data directory: foreclick broker start --secure --data-dir DIR"
+                )
+            self.security.make(java)
         self._write_properties()
         with self._open_log() as sink:
             self._format(java, classpath)
@@ -116,7 +142,7 @@ class JavaKafka:
         if not detached:
             self._lifeline = _kill_with_us(self._child.pid)
         self._pid_file.write_text(f"{self._child.pid}\n")
-        self._port = self._last_ports()["PLAINTEXT"]
+        self._port = _client_port(self._last_ports())
 
     def last_words(self) -> str | None:
         """Why the broker died, from the end of its log; None while it lives."""
@@ -189,7 +215,7 @@ class JavaKafka:
         last = self._last_ports()
         if self._port is not None:
             refuse_taken(self._port)
-        port = self._port or _if_free(last.get("PLAINTEXT")) or free_port()
+        port = self._port or _if_free(_client_port(last)) or free_port()
         controller = _if_free(last.get("CONTROLLER")) or free_port(besides=[port])
         settings = server_settings(
             listeners=f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller}",
@@ -197,7 +223,12 @@ class JavaKafka:
             controller=f"{LOOPBACK}:{controller}",
             log_dir="kafka-data",  # relative: Kafka takes a comma in a path for the end of it
         )
-        self._properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        if self.security.made:
+            internal = _if_free(last.get("INTERNAL")) or free_port(besides=[port, controller])
+            settings |= self.security.server_settings(LOOPBACK, port, internal, controller)
+            self.security.write_client_env(f"{LOOPBACK}:{port}")
+        # It holds the password of the keystores.
+        write_secret(self._properties, "".join(f"{name}={value}\n" for name, value in settings.items()))
 
     def _format(self, java: str, classpath: str) -> None:
         storage = self.data_dir / "kafka-data"
@@ -210,12 +241,14 @@ class JavaKafka:
             [
                 *(java, *JVM, "-cp", classpath, "kafka.tools.StorageTool", "format"),
                 *(f"--cluster-id={cluster_id}", "--config", str(self._properties)),
+                *(self.security.format_arguments() if self.security.made else ()),
             ],
             cwd=self.data_dir,
             capture_output=True,
             text=True,
             check=False,
         )
+        self.security.forget_format_arguments()
         if done.returncode != 0:
             shutil.rmtree(storage, ignore_errors=True)
             said = (done.stderr or done.stdout).strip().splitlines()
@@ -223,6 +256,10 @@ class JavaKafka:
                 f"Kafka could not format {storage}: {said[-1] if said else 'no reason given'}. Name another data "
                 f"directory: foreclick broker start --data-dir DIR"
             )
+
+
+def _client_port(ports: dict[str, int]) -> int | None:
+    return ports.get("CLIENTS") or ports.get("PLAINTEXT")
 
 
 def _if_free(port: int | None) -> int | None:

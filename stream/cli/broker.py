@@ -44,10 +44,13 @@ def start(
     source: Annotated[
         Literal["auto", "docker", "java"], typer.Option(help="auto takes Docker if it answers, else Java.")
     ] = "auto",
+    secure: Annotated[
+        bool, typer.Option("--secure", help="SASL_SSL with SCRAM-SHA-512 and certificates of its own.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start it, or find it running, and print its address. An address in the environment wins."""
-    broker = _broker(data_dir, port=port or None, log=log, source=source)
+    broker = _broker(data_dir, port=port or None, log=log, source=source, secure=secure)
     broker.start(detached=True)
     _say(broker.status(), as_json)
 
@@ -81,6 +84,7 @@ def _say(found: BrokerStatus, as_json: bool) -> None:
         "pid": found.pid,
         "data_dir": str(found.data_dir),
         "log": str(found.log) if found.log else None,
+        "client_env": str(found.client_env) if found.client_env else None,
     }
     if not found.running:
         at = f" at {found.bootstrap_servers}, the address in the environment" if found.source else ""
@@ -88,4 +92,6 @@ def _say(found: BrokerStatus, as_json: bool) -> None:
     else:
         text = f"broker at {found.bootstrap_servers} ({found.source}"
         text += f", process {found.pid}, log {found.log})" if found.pid else ")"
+        if found.client_env:
+            text += f"\nits clients' settings: set -a; . {found.client_env}; set +a"
     finish(result, text, as_json)

@@ -170,9 +170,8 @@ def worker_says(settings: Settings, path: str) -> Any:
     headers = {}
     if settings.http.token is not None:
         headers["Authorization"] = f"Bearer {settings.http.token.get_secret_value()}"
-    request = urllib.request.Request(
-        f"http://{settings.http.host}:{settings.http.port}{path}", headers=headers
-    )
+    host = f"[{settings.http.host}]" if ":" in settings.http.host else settings.http.host
+    request = urllib.request.Request(f"http://{host}:{settings.http.port}{path}", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as answer:  # noqa: S310 - our own address
             return json.load(answer)

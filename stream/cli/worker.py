@@ -42,7 +42,7 @@ def worker(
     )
     from stream.broker.client import connect
 
-    # Asked here, because Faust answers a broker that is not there with a traceback.
+    # Asked here as well as when the app starts: the answer comes before Faust and torch are loaded.
     connect(settings.kafka.librdkafka())
     from stream.app import run_worker
 

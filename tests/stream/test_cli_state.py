@@ -112,7 +112,7 @@ def pages() -> Iterator[tuple[int, dict[str, str | None]]]:
     class Pages(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen[self.path] = self.headers.get("Authorization")
-            allowed = self.headers.get("Authorization") == "Bearer secret"
+            allowed = self.headers.get("Authorization") == "Bearer secret-token"
             body = {"user_id": "a b/c"} if allowed else {"error": "a bearer token is needed"}
             self.send_response(200 if allowed else 401)
             self.end_headers()
@@ -131,9 +131,11 @@ def pages() -> Iterator[tuple[int, dict[str, str | None]]]:
 def test_a_running_worker_is_asked_first(pages: tuple[int, dict[str, str | None]], tmp_path: Path) -> None:
     """With its token, and with the user's id escaped."""
     port, seen = pages
-    ran = foreclick("state", "show", "a b/c", "--data-dir", tmp_path, HTTP__PORT=port, HTTP__TOKEN="secret")
+    ran = foreclick(
+        "state", "show", "a b/c", "--data-dir", tmp_path, HTTP__PORT=port, HTTP__TOKEN="secret-token"
+    )
     assert json.loads(ran.out) == {"user_id": "a b/c"}
-    assert seen == {"/state/a%20b%2Fc": "Bearer secret"}
+    assert seen == {"/state/a%20b%2Fc": "Bearer secret-token"}
 
 
 def test_a_missing_token_is_named(pages: tuple[int, dict[str, str | None]], tmp_path: Path) -> None:

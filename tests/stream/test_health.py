@@ -75,13 +75,13 @@ def test_a_bind_outside_loopback_without_a_token_is_refused() -> None:
 
 def test_with_a_token_only_healthz_is_open() -> None:
     """Probes of an orchestrator have no secrets."""
-    guarded = Http(port=0, token=SecretStr("s3cret"))
+    guarded = Http(port=0, token=SecretStr("s3cret-token"))
     assert [status for status, _ in asked(health(guarded), ["/healthz", "/metrics", "/state/u1"])] == [
         200,
         401,
         401,
     ]
-    assert [status for status, _ in asked(health(guarded), ["/metrics"], token="s3cret")] == [200]
+    assert [status for status, _ in asked(health(guarded), ["/metrics"], token="s3cret-token")] == [200]
 
 
 def test_a_taken_port_is_named_with_the_setting() -> None:

@@ -55,3 +55,42 @@ def test_secrets_come_from_files_and_are_never_shown(tmp_path: Path) -> None:
     assert settings.kafka.aiokafka()["sasl_plain_password"] == "hunter2"
     assert "hunter2" not in str(settings.described())
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, "SASL_USERNAME is not set"),
+        (
+            {"KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA__SASL_USERNAME": "a"},
+            "SASL_PASSWORD_FILE is not set",
+        ),
+        (
+            {"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__SSL_CA_LOCATION": "/nowhere/ca"},
+            "SSL_CA_LOCATION is /nowhere/ca",
+        ),
+        (
+            {"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__SSL_CERTIFICATE_LOCATION": "/nowhere/pem"},
+            "SSL_KEY_PASSWORD_FILE",
+        ),
+        ({"HTTP__TOKEN": ""}, "FORECLICK_HTTP__TOKEN = (hidden)"),
+        ({"HTTP__TOKEN": "short-x"}, "FORECLICK_HTTP__TOKEN = (hidden)"),
+        ({"HTTP__TOKEN": "long-enough", "HTTP__TOKEN_FILE": "/nowhere/t"}, "are both set"),
+    ],
+)
+def test_security_settings_that_contradict_each_other_are_named(variables: dict[str, str], said: str) -> None:
+    """Before anything is connected, and without the value of a secret."""
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings({f"FORECLICK_{name}": value for name, value in variables.items()})
+    assert said in str(refused.value)
+    assert "short-x" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b" \n", "which is empty"), (b"pass\xff", "it is not UTF-8")])
+def test_a_secret_file_without_a_secret_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    """An empty token would open what it should close; what cannot be decoded is not quoted."""
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=said) as refused:
+        load_settings({"FORECLICK_HTTP__TOKEN_FILE": str(file)})
+    assert "pass" not in str(refused.value).replace(str(file), "")

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 LOGS = {"taobao.csv.gz": "taobao", "rees46.csv.gz": "rees46", "retailrocket.csv.gz": "retailrocket"}
+ORDERS = "shopee_orders.csv.gz"
 
 
 def main(folder: Path) -> int:
@@ -44,11 +45,59 @@ def main(folder: Path) -> int:
             f"{name}: {len(log.records)} records, {predictions} predictions, {dict(reasons)} rejected, {repeats} "
             f"repeats, {lost} unexplained, {len(log.records) / seconds:.0f} events/s"
         )
+    if (folder / ORDERS).exists():
+        read, wrong = read + 1, wrong + brushing_differs(folder / ORDERS)
     if not read:
         print(
-            f"error: none of {', '.join(LOGS)} is in {folder}: make check-data DATA=folder", file=sys.stderr
+            f"error: none of {', '.join(LOGS)}, {ORDERS} is in {folder}: make check-data DATA=folder",
+            file=sys.stderr,
         )
     return int(bool(wrong) or not read)
+
+
+def brushing_differs(path: Path) -> bool:
+    """Whether the shops and buyers that are flagged differ from those by looking at every window of the file."""
+    import csv
+    import gzip
+    from datetime import datetime
+
+    from stream.files import read_log
+    from stream.offline_alerts import log_alerts
+    from stream.settings import load_settings
+
+    began_s = time.perf_counter()
+    log = read_log(str(path), "shopee")
+    alerts = log_alerts(log.records, load_settings({}), path.name).alerts
+    seconds = time.perf_counter() - began_s
+    found = {alert.subject: set(alert.members) for alert in alerts}  # the last alert of a shop is the widest
+
+    shops: dict[str, list[tuple[datetime, str]]] = {}
+    with gzip.open(path, "rt") as lines:
+        for row in csv.DictReader(lines):
+            order = (datetime.fromisoformat(row["event_time"]), row["userid"])
+            shops.setdefault(row["shopid"], []).append(order)
+    flagged: dict[str, set[str]] = {}
+    for shop, orders in shops.items():
+        orders.sort()
+        first = 0
+        for start, _ in orders:
+            while orders[first][0] < start:
+                first += 1
+            buyers: Counter[str] = Counter()
+            for moment, buyer in orders[first:]:
+                if (moment - start).total_seconds() > 3600:
+                    break
+                buyers[buyer] += 1
+            if buyers.total() >= max(3, 3 * len(buyers)):
+                most = max(buyers.values())
+                flagged.setdefault(shop, set()).update(name for name, n in buyers.items() if n == most)
+    pairs = sum(len(members) for members in found.values())
+    words = "equal to every window looked at" if found == flagged else "DIFFERENT from every window looked at"
+    print(
+        f"{path.name}: {len(log.records)} orders, {len(found)} shops, {pairs} buyers of shops, {words}, "
+        f"{len(log.records) / seconds:.0f} orders/s"
+    )
+    return found != flagged
 
 
 if __name__ == "__main__":

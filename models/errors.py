@@ -5,6 +5,8 @@ ForeclickError
 │   ├── ArtefactError      a model folder that cannot be used, with the reason and the mending command
 │   ├── NotFinite          a step made NaN or infinity: a broken invariant, not a row
 │   └── TrainingError      input that no model can be trained on
+├── SimulationError        numbers that make no log (models/simulator/simulate.py)
+├── InjectionError         a log that holds too little for attacks (models/simulator/market.py)
 └── (the rest of the tree is drawn in stream/errors.py)
 """
 

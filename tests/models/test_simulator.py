@@ -23,6 +23,7 @@ from models.simulator.shop import CATEGORIES, open_shop
 from models.simulator.simulate import SimulatedEvent, Simulation, SimulationError, simulate
 from models.vocabulary import DEFAULT_ACTIONS
 from stream.events import Event, Rejection, decode_events
+from tests.command_line import foreclick
 
 
 @cache
@@ -283,3 +284,97 @@ def test_standard_output_holds_nothing_but_the_log(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert refused.stderr.startswith(b"error: ")
     assert b"Traceback" not in refused.stderr
+
+
+@cache
+def small_csv() -> str:
+    """A log as a shop exports it: other names, semicolons, no header, one line that is no event."""
+    events = simulate(60, 1500, seed=4).events
+    names = {"view": "view", "cart": "cart", "purchase": "purchase"}
+    rows = [
+        f"{int(event.user_id[1:]) + 500};{event.item_id};{event.category_id};{names[event.action]};"
+        f"{event.event_time_ms // 1000}"
+        for event in events
+        if event.action in names
+    ]
+    return "\n".join([*rows, "77;x;y;view;soon"]) + "\n"
+
+
+CSV_FLAGS = ("--columns", "user=1,item=2,category=3,action=4,time=5", "--no-header", "--delimiter", ";")
+
+
+def test_attacks_go_into_a_real_log_in_time_order(tmp_path: Path) -> None:
+    """Canonical lines, packed by name; the log's own are all there; what was no event is counted; labels for all."""
+    log, out, labels = tmp_path / "log.csv", tmp_path / "out.jsonl.gz", tmp_path / "labels.jsonl"
+    log.write_text(small_csv())
+    arguments = ("--inject-into", str(log), *CSV_FLAGS, "--time-format", "s", "--attacks", "burst=5,replay=3")
+    flags = ("--negatives", "families=1", "--seed", "9", "--labels", str(labels), "--json")
+    ran = run(*arguments, *flags, "--out", str(out), hash_seed="1")
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    lines = [json.loads(line) for line in gzip.decompress(out.read_bytes()).splitlines()]
+    assert said["records"] == len(lines) == small_csv().count("\n") - 1 + said["scripted_events"]
+    assert said["left_out"] == {"undecodable": 1}
+    assert said["accounts"]["burst"] == 5
+    times = [line["event_time_ms"] for line in lines]
+    assert times == sorted(times)
+    truth = [json.loads(line) for line in labels.read_bytes().splitlines()]
+    assert [label["user_id"] for label in truth] == sorted({line["user_id"] for line in lines})
+    assert Counter(label["label"] for label in truth)["fake"] == said["fake"] == 8
+    assert all(label["source_user"] for label in truth if label["kind"] == "replay")
+    again = run(*arguments, *flags, "--out", str(tmp_path / "b.gz"), hash_seed="2")
+    assert again.returncode == 0
+    assert (tmp_path / "b.gz").read_bytes() == out.read_bytes()
+
+
+def test_attacks_join_the_simulated_people(tmp_path: Path) -> None:
+    """The people are those of the same seed without attacks; crawlers of the shop keep their label."""
+    sizes = ("--users", "60", "--events", "1500", "--seed", "2")
+    alone, joined = tmp_path / "alone", tmp_path / "joined"
+    assert run(*sizes, "--out", str(alone), "--labels", str(tmp_path / "who")).returncode == 0
+    ran = run(
+        *sizes, "--attacks", "drip=4", "--out", str(joined), "--labels", str(tmp_path / "truth"), "--json"
+    )
+    said = json.loads(ran.stdout.splitlines()[-1])
+    people = alone.read_bytes().splitlines()
+    lines = joined.read_bytes().splitlines()
+    assert len(lines) == said["records"] == 1500 + said["scripted_events"]
+    assert [line for line in lines if line in set(people)] == people
+    truth = {
+        label["user_id"]: label for label in map(json.loads, (tmp_path / "truth").read_bytes().splitlines())
+    }
+    for who in map(json.loads, (tmp_path / "who").read_bytes().splitlines()):
+        assert truth[who["user_id"]]["label"] == ("crawler" if who["label"] == "crawler" else "honest")
+    assert sum(label["label"] == "fake" for label in truth.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--attacks", "brust=3"), "--attacks has an unknown kind 'brust'. Use burst, coattail"),
+        (("--attacks", "burst=0"), "--attacks burst has the count '0'"),
+        (("--attacks", "burst"), "--attacks burst has the count ''"),
+        (("--attacks", "drip=-1"), "--attacks drip has the count '-1'"),
+        (("--attacks", "drip=1,drip=2"), "--attacks names drip twice"),
+        (("--negatives", "burst=1"), "--negatives has an unknown kind 'burst'. Use flash_sale"),
+        (("--inject-into", "LOG"), "--inject-into has nothing to put in"),
+        (("--inject-into", "LOG", "--attacks", "burst=1", "--users", "5"), "--users is of a simulated shop"),
+        (("--attacks", "burst=1", "--format", "taobao"), "--format describes the log of --inject-into"),
+        (("--inject-into", "EMPTY", "--attacks", "burst=1"), "is empty"),
+        (("--inject-into", "BROKEN", "--attacks", "burst=1"), "holds no event to put others among"),
+        (("--inject-into", "NOWHERE", "--attacks", "burst=1"), "There is no file"),
+    ],
+)
+def test_what_cannot_be_put_in_is_refused_in_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    """The flag or the file, what is wrong with it, and what to write instead; no output appears."""
+    (tmp_path / "LOG").write_bytes(b'{"user_id":"u1","event_time_ms":5,"action":"view"}\n')
+    (tmp_path / "EMPTY").write_bytes(b"")
+    (tmp_path / "BROKEN").write_bytes(b'{"user_id":"u1"}\n{"user_id":\n')
+    paths = {name: str(tmp_path / name) for name in ("LOG", "EMPTY", "BROKEN", "NOWHERE")}
+    out = tmp_path / "out"
+    ran = foreclick("simulate", *(paths.get(each, each) for each in arguments), "--out", out)
+    assert ran.code != 0
+    assert message in ran.error
+    assert not out.exists()

@@ -30,7 +30,7 @@ class NotInstalled(ForeclickError):
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench all|pipeline|latency|swap|restore|model``."""
+    """Add ``bench all|pipeline|latency|swap|poison|restore|model``."""
     bench = typer.Typer(
         no_args_is_help=True,
         help="Throughput against a stock Faust agent, latency, restore, memory. Tables, and one JSON line last.",
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     bench.command(epilog="Example: foreclick bench pipeline --events 100000 --sample")(pipeline)
     bench.command(epilog="Example: foreclick bench latency --rate 5000")(latency)
     bench.command(epilog="Example: foreclick bench swap --rate 5000")(swap)
+    bench.command(epilog="Example: foreclick bench poison --events 100000")(poison)
     bench.command(epilog="Example: foreclick bench restore --restore-users 200000")(restore)
     bench.command(epilog="Example: foreclick bench model")(model)
     app.add_typer(bench, name="bench")
@@ -93,6 +94,11 @@ def latency(
 def swap(users: Users = 20_000, rate: Rate = 5_000, model: Model = None) -> None:
     """Another model is activated under paced load: what its p99 adds while it is exchanged and rows are rebuilt."""
     _run("swap", model, users=users, rate=rate)
+
+
+def poison(users: Users = 20_000, events: Events = 100_000, model: Model = None) -> None:
+    """A backlog of which every second record is rejected, against a clean one; not part of ``bench all``."""
+    _run("poison", model, users=users, events=events)
 
 
 def restore(restore_users: RestoreUsers = 200_000, model: Model = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import latency, model, pipeline, restore, stock, swap
+from tests.bench import latency, model, pipeline, poison, restore, stock, swap
 from tests.bench.bed import Bed, Sizes, bed
 from tests.bench.report import last_line, table
 
@@ -18,6 +18,7 @@ KEYS = (
     "committed_p50_ms",
     "committed_p99_ms",
     "swap_added_p99_ms",
+    "poison_ratio",
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",
@@ -60,6 +61,7 @@ _PARTS = {
     "pipeline": _pipeline,
     "latency": latency.run,
     "swap": swap.run,
+    "poison": poison.run,
     "restore": restore.run,
     "model": lambda ground: model.run(ground.model),
 }

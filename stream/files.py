@@ -1,6 +1,6 @@
 """Log files as the records that a replay would produce: every line becomes one record, good or not.
 
-(A line of a format of sequences becomes as many as it holds.)
+(A line of a format of sequences becomes as many as it holds; the rows of an order become one.)
 
     bytes -> lines -> FileRecord(line, key, value, event_time_ms) -> ordered by event time
 
@@ -64,11 +64,15 @@ class FileRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class LogFile:
-    """A file read to its end: its name, the format found, and its records in the order asked for."""
+    """A file read to its end: its name, the format found, and its records in the order asked for.
+
+    ``left_out`` counts the rows that belong to nobody (orders without a customer) and so are no record.
+    """
 
     name: str
     format: str
     records: list[FileRecord]
+    left_out: int = 0
 
 
 class _Head(msgspec.Struct):
@@ -143,17 +147,20 @@ def read_log(
     data = _text_bytes(path, name)
     if layout is None:
         layout = _detected(data, name, delimiter)
+    left_out = 0
     if isinstance(layout, JsonLines):
         records = _json_records(data, layout, detected=format == "auto")
     elif isinstance(layout, Sequences):
         records = _sequence_records(data, layout)
     else:
-        records = _delimited_records(data, layout, name)
+        records, left_out = _delimited_records(data, layout, name)
+    if not records and left_out:
+        raise InputFileError(f"{name} has {left_out} rows, none with a customer: there is nobody to score.")
     if not records:
         raise InputFileError(f"{name} has a header but no rows. Check that it was written to its end.")
     if order == "time":
         records = _by_time(records)
-    return LogFile(name, layout.name, records if limit is None else records[:limit])
+    return LogFile(name, layout.name, records if limit is None else records[:limit], left_out)
 
 
 def _layout_of(
@@ -230,7 +237,9 @@ def _detected(data: bytes, name: str, delimiter: str | None) -> Delimited | Json
     separator = "," if delimiter is None else delimiter_of(delimiter)
     row = [cell.strip() for cell in next(csv.reader([first], delimiter=separator))]
     layouts = [
-        replace(layout, delimiter=separator) for layout in FORMATS.values() if isinstance(layout, Delimited)
+        replace(layout, delimiter=separator)
+        for layout in FILE_FORMATS.values()
+        if isinstance(layout, Delimited)
     ]
     for layout in layouts:
         if layout.fits(row) if layout.fits else set(layout.columns) <= set(row):
@@ -314,12 +323,15 @@ def _encoded(line: int, event: dict[str, Any]) -> FileRecord:
         raise Rejected("undecodable", "expected UTF-8") from None
 
 
-def _delimited_records(data: bytes, layout: Delimited, name: str) -> list[FileRecord]:
+def _delimited_records(data: bytes, layout: Delimited, name: str) -> tuple[list[FileRecord], int]:
+    """The records, and how many rows belong to nobody."""
     # Bytes that are no UTF-8 matter only in the columns that are used; escaped, they come back as they were.
     lines = data.decode(errors="surrogateescape").split("\n")
     rows = _rows(lines, layout.delimiter)
     header: list[str] | None = None
-    records = []
+    records: list[FileRecord] = []
+    orders: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {}  # place, line, event
+    left_out = 0
     for line, n_lines, cells in rows:
         if header is None:
             header = _header_of(cells or [], layout, name)
@@ -327,14 +339,28 @@ def _delimited_records(data: bytes, layout: Delimited, name: str) -> list[FileRe
                 continue
         unusable = f"expected {len(header)} columns"
         if cells is not None and len(cells) == len(header):
+            row = dict(zip(header, cells, strict=True))
+            if layout.left_out is not None and layout.left_out(row):
+                left_out += 1
+                continue
             try:
-                records.append(_encoded(line, layout.adapt_row(dict(zip(header, cells, strict=True)))))
+                event = layout.adapt_row(row)
+                record = _encoded(line, event)
+                if layout.join is not None:
+                    order = (event["user_id"], event["order_id"])
+                    if order in orders:
+                        layout.join(orders[order][2], event)
+                        continue
+                    orders[order] = (len(records), line, event)
+                records.append(record)
                 continue
             except Rejected as rejected:
                 unusable = rejected.message
         original = "\n".join(lines[line - 1 : line - 1 + n_lines])
         records.append(FileRecord(line, b"", original.encode(errors="surrogateescape"), None, unusable))
-    return records
+    for place, line, event in orders.values():
+        records[place] = _encoded(line, event)
+    return records, left_out
 
 
 def _header_of(first_row: list[str], layout: Delimited, name: str) -> list[str]:

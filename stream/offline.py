@@ -18,6 +18,7 @@ from stream.errors import BrokenInvariant
 from stream.files import FileRecord
 from stream.formats import adapt_object
 from stream.model_step import ServedModel
+from stream.rounds import FoldedRound
 from stream.scoring import ClicksRequest
 from stream.settings import Settings
 from stream.stage import Message, Rendered
@@ -53,6 +54,7 @@ def score_batches(
     partition: int = 0,
     adapt: Callable[[dict[str, Any]], dict[str, Any] | None] | None = adapt_object,
     micro_batch: int = MICRO_BATCH,
+    observe: Callable[[ClicksRequest, FoldedRound, Any], None] | None = None,
 ) -> Iterator[Rendered]:
     """Fold and score records, a micro-batch at a time.
 
@@ -66,6 +68,7 @@ def score_batches(
         partition: of the source.
         adapt: recognises foreign shapes; None takes canonical events only.
         micro_batch: records folded and scored at once; no bit depends on it.
+        observe: sees each micro-batch with what the model answered, before it is rendered.
 
     Returns:
         Messages by topic, rows and counts, as the worker would have committed them. Nothing is ahead of the clock:
@@ -76,7 +79,10 @@ def score_batches(
 
     async def score(request: ClicksRequest) -> Rendered:
         folded = rounds.fold([request])
-        return rounds.render(folded, rounds.step(folded))[0]
+        scores = rounds.step(folded)
+        if observe is not None:
+            observe(request, folded, scores)
+        return rounds.render(folded, scores)[0]
 
     work = clicks_work(
         settings,

@@ -27,7 +27,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 Format = Annotated[
     str,
     typer.Option(
-        "--format", help="canonical, segment, ga4, retailrocket, rees46, taobao, shopee, tpp or auto."
+        "--format",
+        help="canonical, segment, ga4, retailrocket, rees46, taobao, shopee, online_retail, tpp or auto.",
     ),
 ]
 Columns = Annotated[
@@ -78,6 +79,12 @@ def progress(what: str, total: int | None, every_s: float = 5.0) -> Iterator[Adv
             )
 
     yield advance
+
+
+def tell_left_out(log: Any) -> None:
+    """Say on stderr how many rows of a ``stream.files.LogFile`` belong to nobody."""
+    if log.left_out:
+        print(f"{log.name}: {log.left_out} rows without a customer left out", file=sys.stderr, flush=True)
 
 
 def finish(result: dict[str, Any], text: str, as_json: bool) -> None:

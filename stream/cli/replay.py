@@ -18,6 +18,7 @@ from stream.cli.options import (
     TimeFormat,
     finish,
     progress,
+    tell_left_out,
 )
 
 
@@ -68,6 +69,7 @@ def replay(
         order=order,
         limit=limit,
     )
+    tell_left_out(log)
     topic = settings.clicks_topic
     existing(settings, topic)
     with progress("sent", len(log.records)) as advance:

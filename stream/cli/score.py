@@ -28,6 +28,7 @@ from stream.cli.options import (
     TimeFormat,
     finish,
     progress,
+    tell_left_out,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def score(
     dead_letters: Annotated[
         Path | None, typer.Option("--dead-letters", help="Where rejected records go, with their reasons.")
     ] = None,
+    churn_alerts: Annotated[
+        str | None,
+        typer.Option("--churn-alerts", help="Where alerts about silence and return go, a line an alert."),
+    ] = None,
     model: Model = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=False)] = None,
     format: Format = "auto",  # noqa: A002 - the flag's name
@@ -77,6 +82,7 @@ def score(
     """
     from models.registry import bundled, load_artefact
     from models.runtime import StepEngine
+    from stream.churn_alerts import ChurnAlerts
     from stream.dead_letter_topic import described
     from stream.dead_letters import parse
     from stream.errors import ConfigurationError
@@ -85,12 +91,21 @@ def score(
     from stream.offline_alerts import log_alerts
     from stream.settings import load_settings
 
-    if out is None and alerts is None:
+    if churn_alerts is not None and order != "time":
+        raise ConfigurationError(
+            "--churn-alerts needs --order time: silence is measured by the events of others."
+        )
+    if out is None and alerts is None and churn_alerts is None:
         out = "-"
-    if out == alerts == "-":
-        raise ConfigurationError("--out and --alerts are both standard output. Name a file for one of them.")
+    outputs = {"--out": out, "--alerts": alerts, "--churn-alerts": churn_alerts}
+    to_standard_output = [flag for flag, path in outputs.items() if path == "-"]
+    if len(to_standard_output) > 1:
+        raise ConfigurationError(
+            f"{' and '.join(to_standard_output[:2])} are both standard output. Name a file for one of them."
+        )
     settings = load_settings(model=model, device=device)
-    artefact = None if out is None else load_artefact(settings.model or bundled())
+    no_model = out is None and churn_alerts is None
+    artefact = None if no_model else load_artefact(settings.model or bundled())
     engine = None if artefact is None else StepEngine(artefact, device=settings.device)
     began = time.monotonic()
     log = read_log(
@@ -103,22 +118,41 @@ def score(
         order=order,
         limit=limit,
     )
+    tell_left_out(log)
     gc.freeze()  # the file's records stay to the end: looking at them again and again takes a third of the time
     topic = "stdin" if file == "-" else Path(file).name
     events = predictions = duplicates = late = 0
     reasons: Counter[str] = Counter()
+    # An alert is said when not returning has become likelier than the manifest's threshold.
+    watch = None
+    if churn_alerts is not None and artefact is not None:
+        threshold = 1 - artefact.manifest["thresholds"]["churn_probability"]
+        watch = ChurnAlerts(topic, artefact.churn_horizon_s, threshold)
     with (
         written(out) as predicted,
         written(alerts, "--alerts") as alerted,
         written(None if dead_letters is None else str(dead_letters)) as rejected,
+        written(churn_alerts, "--churn-alerts") as churned,
         progress("scored", len(log.records)) as advance,
     ):
+
+        def note(*answered: Any) -> None:
+            for alert in watch.of_round(*answered) if watch else ():
+                churned.write(json.dumps(alert).encode() + b"\n")
+
         found = None if alerts is None else log_alerts(log.records, settings, topic)
         if found is not None:
             alerted.writelines(alert.as_json() + b"\n" for alert in found.alerts)
         batches: Iterable[Rendered] = ()
         if artefact is not None and engine is not None:
-            batches = score_batches(records_of(log.records), settings, artefact, engine, topic)
+            batches = score_batches(
+                records_of(log.records),
+                settings,
+                artefact,
+                engine,
+                topic,
+                observe=None if watch is None else note,
+            )
         elif found is not None:
             # The model's pass, which rejects the same records, does not take place.
             events = found.events
@@ -147,6 +181,7 @@ def score(
         "dead_letters": dict(reasons),
         "duplicates_dropped": duplicates,
         "late": late,
+        **({} if watch is None else {"churn_alerts": watch.counts}),
         "format": log.format,
         "model": None if artefact is None else f"{artefact.name}/{artefact.version}",
         "events_per_s": round(events / max(seconds, 1e-9), 1),

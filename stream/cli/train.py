@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream.cli.options import Columns, Delimiter, Format, Json, Limit, NoHeader, Order, TimeFormat, finish
+from stream.cli.options import (
+    Columns,
+    Delimiter,
+    Format,
+    Json,
+    Limit,
+    NoHeader,
+    Order,
+    TimeFormat,
+    finish,
+    tell_left_out,
+)
 
 if TYPE_CHECKING:
     from models.fitting import Progress, Report
@@ -104,6 +115,8 @@ def train(
         )
         for file in files
     ]
+    for log in logs:
+        tell_left_out(log)
     folded = training_log(
         logs,
         utc_offset_s=utc_offset_s,

@@ -17,6 +17,7 @@ from stream.formats import ga4, segment
 from stream.formats.canonical import CANONICAL
 from stream.formats.columns import by_columns, delimiter_of
 from stream.formats.ga4 import GA4
+from stream.formats.online_retail import ONLINE_RETAIL
 from stream.formats.rees46 import REES46
 from stream.formats.retailrocket import RETAILROCKET
 from stream.formats.segment import SEGMENT
@@ -45,8 +46,12 @@ __all__ = [
 FORMATS: dict[str, Delimited | JsonLines] = {
     layout.name: layout for layout in (CANONICAL, SEGMENT, GA4, RETAILROCKET, REES46, TAOBAO, SHOPEE)
 }
-#: What a file may hold; a topic holds an event a record, so no sequences.
-FILE_FORMATS: dict[str, Delimited | JsonLines | Sequences] = {**FORMATS, TPP.name: TPP}
+#: What a file may hold; a topic holds an event a record, so no sequences and no orders of several rows.
+FILE_FORMATS: dict[str, Delimited | JsonLines | Sequences] = {
+    **FORMATS,
+    ONLINE_RETAIL.name: ONLINE_RETAIL,
+    TPP.name: TPP,
+}
 
 
 def format_named(name: str) -> Delimited | JsonLines:

@@ -20,6 +20,9 @@ class Delimited:
         adapt_row: cells by column name -> canonical dict; raises ``Rejected``.
         delimiter: one character.
         fits: whether the first row looks like this layout, where no header tells.
+        left_out: whether a row belongs to nobody: the reader of a file leaves it out and counts it.
+        join: where a row is a line of an order, adds one to the first of the same user and order. Such a layout is for
+            files only, as a record is one event.
     """
 
     name: str
@@ -28,6 +31,8 @@ class Delimited:
     adapt_row: Callable[[Mapping[str, str]], dict[str, Any]]
     delimiter: str = ","
     fits: Callable[[list[str]], bool] | None = None
+    left_out: Callable[[Mapping[str, str]], bool] | None = None
+    join: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ ITEM_BUCKETS = 1024
 ITEM_MISSING, ITEM_UNSEEN = 0, 1
 ITEM_USERS = 5
 LAGS = 4
+# In spreads from the mean: an absurd price must not decide alone.
+FURTHEST = 8.0
 # Events' worth of the shop's shares in a user's own, and of a user's own in those after one action.
 HABIT_MASS = 4.0
 _MINUTE_MS = 60_000
@@ -344,5 +346,5 @@ def inputs(columns: Columns, spec: FeatureSpec) -> Inputs:
         ModelError: the columns were folded with another vocabulary of actions.
     """
     raw = raw_inputs(columns, spec)
-    raw.x_NF.sub_(torch.from_numpy(spec.mean)).div_(torch.from_numpy(spec.sd))
+    raw.x_NF.sub_(torch.from_numpy(spec.mean)).div_(torch.from_numpy(spec.sd)).clamp_(-FURTHEST, FURTHEST)
     return raw

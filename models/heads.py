@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.columns import WINDOW
+from models.related import RelatedCategories
 
 COMPONENTS = 3
 _MIN_SIGMA = 0.05
@@ -39,22 +40,26 @@ class SmallHeads:
 class Heads(nn.Module):
     """Linear heads on what a state says; all but the vocabulary's are one matrix product.
 
-    What they read begins with logits of the next action, one an action, which the action's head takes over.
+    What they read begins with logits of each next action and of a purchase, which their heads take over.
     """
 
-    def __init__(self, read_width: int, n_actions: int, n_categories: int) -> None:
+    def __init__(self, shortcut_width: int, read_width: int, n_actions: int, n_categories: int) -> None:
         super().__init__()
         self.n_actions = n_actions
         gap = slice(n_actions, n_actions + 3 * COMPONENTS)
         self.small = nn.Linear(read_width, gap.stop + 2 + WINDOW)
         self.category = nn.Linear(read_width, n_categories + 1)
         self.content = nn.Parameter(torch.tensor(0.5))
+        self.related = nn.Parameter(torch.tensor(1.0))
+        self.log_lift: Tensor
+        self.register_buffer("log_lift", torch.zeros(n_categories + 1, n_categories + 1))
         with torch.no_grad():
             for layer in (self.small, self.category):
-                layer.weight[:, :n_actions] = 0.0
+                layer.weight[:, :shortcut_width] = 0.0
             self.small.weight[:n_actions, :n_actions] = torch.eye(n_actions)
-            # A newer event is likelier to be returned to: begin with a gentle decay.
-            self.small.bias[-WINDOW:] = torch.arange(WINDOW) * 0.1
+            self.small.weight[gap.stop, n_actions] = 1.0
+            # A newer event is likelier to be returned to, about as one over its place.
+            self.small.bias[-WINDOW:] = -1.1 * torch.arange(WINDOW - 1.0, -1.0, -1.0).log1p()
             self.small.bias[gap] = torch.tensor([0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0])
 
     def read(self, small_NK: Tensor, held_NW: Tensor, any_held_N: Tensor) -> SmallHeads:
@@ -76,18 +81,31 @@ class Heads(nn.Module):
             slot_NW=torch.where(held_NW, small_NK[:, G + 2 : G + 2 + WINDOW], -1e9),
         )
 
-    def mix(self, category_NV: Tensor, slot_NW: Tensor, index_NW: Tensor) -> tuple[Tensor, Tensor]:
+    def begin_from(self, related: RelatedCategories) -> None:
+        """Take the shares and lifts of categories among training users as the first answer."""
+        with torch.no_grad():
+            self.category.bias[:] = torch.from_numpy(related.log_share)
+            self.log_lift[:] = torch.from_numpy(related.log_lift)
+
+    def mix(
+        self, category_NV: Tensor, slot_NW: Tensor, index_NW: Tensor, lift_NV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Two answers to "which category": of the vocabulary, and of the pointer over the window.
 
         Args:
-            category_NV: logits of the vocabulary, index 0 = unseen.
+            category_NV: logits of the vocabulary, index 0 = unseen, but for what the newest category lifts.
             slot_NW: of ``read``.
             index_NW: vocabulary index of each window slot, 0 = unseen.
+            lift_NV: how much likelier each category is after the newest one; the model's own table without it.
 
         Returns:
             vocabulary_NV and pointer_NW, each row summing to 1. The probability of a category is
             (1 - share) of the first and ``share_N`` of the second.
         """
+        if lift_NV is None:
+            lift_NV = self.log_lift.index_select(0, index_NW[:, -1])
+        lift_NV = nn.functional.pad(lift_NV * self.related, (0, category_NV.shape[1] - lift_NV.shape[1]))
+        category_NV = category_NV + lift_NV
         content = category_NV.gather(1, index_NW) * self.content
         return torch.softmax(category_NV, dim=1), torch.softmax(content + slot_NW, dim=1)
 

@@ -5,7 +5,7 @@ Every event counts once, whatever the length of its user's history; a head is si
 
 from __future__ import annotations
 
-from math import atanh, log
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from models.sequences import Reading, Sequences
 
 # How much each head counts when training starts, and always in the decision when to stop.
 WEIGHTS = {"action": 1.0, "category": 0.3, "gap": 0.3, "purchase": 0.5}
-# Learned weights stay between exp(-3) and exp(3): a head whose loss goes to zero, or below for a density, would
-# otherwise drown the others.
-MOST_LOG_WEIGHT = 3.0
+# Learned weights stay within this factor of where they start. A head's nats say how noisy its answers are, not what the
+# others learn from them: without a bound purchases, rarely answered and often the same, outgrew all others.
+MOST_CHANGE = 1.5
+# The teachers' part of a target. A purchase is one answer for a whole session, and few sessions have one.
+SOFT_ACTION, SOFT_PURCHASE = 0.5, 0.7
 DROPOUT = 0.3
 
 
@@ -31,8 +33,9 @@ class HeadWeights(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        start = [atanh(-log(weight) / MOST_LOG_WEIGHT) for weight in WEIGHTS.values()]
-        self.raw_H = nn.Parameter(torch.tensor(start))
+        self.raw_H = nn.Parameter(torch.zeros(len(WEIGHTS)))
+        self.start_H: Tensor
+        self.register_buffer("start_H", torch.tensor([-log(weight) for weight in WEIGHTS.values()]))
 
     def forward(self, terms: dict[str, Tensor], events: int) -> Tensor:
         """The loss an event.
@@ -41,15 +44,18 @@ class HeadWeights(nn.Module):
             terms: of ``head_terms``.
             events: that the terms are of; a head's term has fewer values where it is silent.
         """
-        s_H = MOST_LOG_WEIGHT * torch.tanh(self.raw_H)
+        s_H = self._log_uncertainty()
         total = s_H.new_zeros(())
         for s, name in zip(s_H, WEIGHTS, strict=True):
             total = total + torch.exp(-s) * terms[name].sum() + 0.5 * s * len(terms[name])
         return total / events
 
+    def _log_uncertainty(self) -> Tensor:
+        return self.start_H + log(MOST_CHANGE) * torch.tanh(self.raw_H)
+
     def as_dict(self) -> dict[str, float]:
         """The weights now."""
-        s_H = MOST_LOG_WEIGHT * torch.tanh(self.raw_H.detach())
+        s_H = self._log_uncertainty().detach()
         return {name: round(float(torch.exp(-s)), 4) for s, name in zip(s_H, WEIGHTS, strict=True)}
 
 
@@ -69,9 +75,17 @@ def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str,
     held_NW = codes_NW != 0
     out = heads.read(heads.small(before_NR), held_NW, held_NW.any(dim=1))
     action = functional.cross_entropy(out.action_NA, part.action_N[event_N], reduction="none")
+    if network.training and part.soft_action_NA is not None:
+        soft_NA = part.soft_action_NA[event_N]
+        told = -(soft_NA * torch.log_softmax(out.action_NA, dim=1)).sum(dim=1)
+        # Teachers say nothing of a user's first event.
+        action = torch.where(soft_NA.any(dim=1), torch.lerp(action, told, SOFT_ACTION), action)
 
     named = part.code_N[event_N] != 0
-    vocabulary, pointer = heads.mix(heads.category(before_NR), out.slot_NW, part.index_before_NW[event_N])
+    lift_NV = part.lift_LV[part.lift_N[event_N]]
+    vocabulary, pointer = heads.mix(
+        heads.category(before_NR), out.slot_NW, part.index_before_NW[event_N], lift_NV
+    )
     pointed = codes_NW == part.code_N[event_N, None]
     by_vocabulary = vocabulary.gather(1, part.index_N[event_N, None])[:, 0]
     probability = (1 - out.share_N) * by_vocabulary + out.share_N * (pointer * pointed).sum(dim=1)
@@ -84,15 +98,18 @@ def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str,
     gap = torch.where(follows, -later.gap.log_likelihood(log_gap), silent)
 
     known = part.purchase_known_N[event_N]
+    bought = part.purchase_N[event_N]
+    if network.training and part.soft_purchase_N is not None:
+        bought = torch.lerp(bought, part.soft_purchase_N[event_N], SOFT_PURCHASE)
     purchase = functional.binary_cross_entropy_with_logits(
-        later.purchase_N[known], part.purchase_N[event_N][known], reduction="none"
+        later.purchase_N[known], bought[known], reduction="none"
     )
     return {"action": action, "category": category, "gap": gap, "purchase": purchase}
 
 
 def _dropped(network: Network, read_NR: Tensor) -> Tensor:
-    """Some of the hidden vector set to 0; the habits stay, as half a habit is another one."""
+    """Some of the hidden vector set to 0; the shortcut stays, as half of a user's habits are other habits."""
     if not network.training:
         return read_NR
-    A = network.architecture.n_actions
-    return torch.cat([read_NR[:, :A], functional.dropout(read_NR[:, A:], DROPOUT)], dim=1)
+    D = network.shortcut_width
+    return torch.cat([read_NR[:, :D], functional.dropout(read_NR[:, D:], DROPOUT)], dim=1)

@@ -124,7 +124,7 @@ class MicroBatch:
             statistics=np.zeros((0, 3), np.float32),
             too_predictable=none,
             anomaly_score=none,
-            hidden_state=self.state[:, len(self.artefact.actions) : self.prepared.read_width],
+            hidden_state=self.state[:, self.prepared.shortcut_width : self.prepared.read_width],
             event_slot=np.zeros(0, np.int64),
             gap_mixture=GapMixture(*torch.zeros(3, COMPONENTS, 0)),
         )
@@ -153,7 +153,7 @@ class MicroBatch:
 
     def _advance(self) -> None:
         """The recurrence, wave by wave; each state is cast before anything reads it."""
-        trunk, S, A = self.prepared.trunk, self.artefact.state_width, len(self.artefact.actions)
+        trunk, S, D = self.prepared.trunk, self.artefact.state_width, self.prepared.shortcut_width
         source = torch.zeros(self.P, dtype=torch.int64)
         source[self.place] = torch.arange(self.M)
         previous = torch.zeros(self.P, dtype=torch.int64)
@@ -163,14 +163,17 @@ class MicroBatch:
         states = torch.empty(self.B + self.P, S, dtype=torch.float16, device=self.device)
         states[: self.B] = torch.from_numpy(self.state).to(self.device)
         source, previous = source.to(self.device), previous.to(self.device)
-        states[self.B :, :A] = self.network.habits(made).index_select(0, source)
         finite = torch.zeros((), device=self.device)
         start = 0
         for end in self.wave_ends.tolist():
             for tile in self.prepared.tiled(start, end):
                 old = states.index_select(0, previous[tile])
                 new = states[self.B + tile.start : self.B + tile.stop]
-                finite += trunk.step(x.index_select(0, source[tile]), old[:, A:], new[:, A:])[-1].sum()
+                x_NK = x.index_select(0, source[tile])
+                direct = self.prepared.shortcut(x_NK)
+                new[:, :D] = direct
+                finite += direct.sum()
+                finite += trunk.step(x_NK, old[:, D:], new[:, D:])[-1].sum()
             start = end
         if not torch.isfinite(finite):
             raise NotFinite(self._describe_not_finite(states))
@@ -345,7 +348,7 @@ class MicroBatch:
             statistics=statistics,
             too_predictable=anomaly.too_predictable,
             anomaly_score=anomaly.score,
-            hidden_state=states[:, len(self.artefact.actions) : self.prepared.read_width],
+            hidden_state=states[:, self.prepared.shortcut_width : self.prepared.read_width],
             event_slot=self.B + self.place,
             gap_mixture=gap[:M],
         )

@@ -1,11 +1,10 @@
-"""The whole network: embeddings, a trunk that carries state, heads on its hidden part and on the user's habits.
+"""The whole network: embeddings, a trunk that carries state, heads on its hidden part and on a shortcut past it.
 
-The state of a user is A logits made of the user's own counts of actions, then the trunk's state; the heads read the
-first A + H of its numbers. So the next action begins as a Markov chain of the user's own, and the trunk learns only
-what that misses.
+The state of a user begins with A + 1 logits that are linear in the last event's numbers, of the next action and of a
+purchase; then comes the trunk's state. The heads read the first A + 1 + H of its numbers. The logits begin as a Markov
+chain of the user's own, made of smoothed log counts, and the trunk learns only what a linear model misses.
 
-Source: wide and deep parts trained together (Cheng et al. 2016); the wide part are the smoothed log counts of a
-user-adaptive chain.
+Source: wide and deep parts trained together (Cheng et al. 2016).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ TRUNKS: dict[str, type[Trunk]] = {
 
 
 HABITS = ("habit", "next_habit")
-# Of the numbers and embeddings that the trunk reads; the habits reach the heads whole.
+# Of the numbers and embeddings that the trunk reads; the shortcut takes them whole.
 INPUT_DROPOUT = 0.1
 
 
@@ -90,15 +89,17 @@ class Network(nn.Module):
         width = numeric_width(a.n_actions, a.n_extras) + a.action_embedding * (1 + LAGS)
         width += a.category_embedding + a.item_embedding
         self.trunk = TRUNKS[a.kind](width, a.hidden)
-        self.read_width = a.n_actions + a.hidden
-        self.state_width = a.n_actions + self.trunk.state_width
+        self.shortcut_width = a.n_actions + 1
+        self.read_width = self.shortcut_width + a.hidden
+        self.state_width = self.shortcut_width + self.trunk.state_width
+        self.direct = nn.Parameter(torch.zeros(self.shortcut_width, width))
         self.habit_weight = nn.Parameter(torch.zeros(len(HABITS)))
         if 2 * self.state_width > MOST_STATE_BYTES:
             raise ArtefactError(
                 f"Architecture {a.kind!r} with {a.hidden} hidden units carries {2 * self.state_width:,} bytes of "
                 f"state a user, and a row has room for {MOST_STATE_BYTES:,}. Choose fewer hidden units."
             )
-        self.heads = Heads(self.read_width, a.n_actions, a.n_categories)
+        self.heads = Heads(self.shortcut_width, self.read_width, a.n_actions, a.n_categories)
 
     @torch.no_grad()
     def begin_from(self, spec: FeatureSpec) -> None:
@@ -112,14 +113,16 @@ class Network(nn.Module):
             weight.copy_(torch.from_numpy(spec.sd[numbers_of(name, n_actions)]).mean() / len(HABITS))
         self.heads.small.bias[:n_actions] = torch.from_numpy(spec.action_share).log()
 
-    def habits(self, inputs: Inputs) -> Tensor:
-        """What the user's own counts say of the next action, N x A: logits to begin with, 0 without any events."""
+    def shortcut_weight(self) -> Tensor:
+        """What leads from an event's numbers past the trunk to the heads, (A + 1) x F.
+
+        The habits, each action's own number to its own logit, and what is learned for all numbers.
+        """
         n_actions = self.architecture.n_actions
-        parts = [
-            weight * inputs.x_NF[:, numbers_of(name, n_actions)]
-            for weight, name in zip(self.habit_weight, HABITS, strict=True)
-        ]
-        return torch.stack(parts).sum(dim=0)
+        weight, action = self.direct.clone(), torch.arange(n_actions, device=self.direct.device)
+        for habit, name in zip(self.habit_weight, HABITS, strict=True):
+            weight[action, numbers_of(name, n_actions).start + action] += habit
+        return weight
 
     def forward(self, inputs_TB: Inputs, users: int, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Advance B users by T events each.
@@ -130,15 +133,14 @@ class Network(nn.Module):
             state_BS: float32, from before the first event; zeros for a new user.
 
         Returns:
-            What the heads read after each event, T x B x (A + H), and the last state, B x S.
+            What the heads read after each event, T x B x (A + 1 + H), and the last state, B x S.
         """
-        A = self.architecture.n_actions
         x_TBF = self.embed(inputs_TB).unflatten(0, (-1, users))
-        habit_TBA = self.habits(inputs_TB).unflatten(0, (-1, users))
+        shortcut_TBD = nn.functional.linear(x_TBF, self.shortcut_weight())
         if self.training:
             x_TBF = nn.functional.dropout(x_TBF, INPUT_DROPOUT)
-        h_TBH, last_BS = self.trunk(x_TBF, state_BS[:, A:])
-        return torch.cat([habit_TBA, h_TBH], dim=2), torch.cat([habit_TBA[-1], last_BS], dim=1)
+        h_TBH, last_BS = self.trunk(x_TBF, state_BS[:, self.shortcut_width :])
+        return torch.cat([shortcut_TBD, h_TBH], dim=2), torch.cat([shortcut_TBD[-1], last_BS], dim=1)
 
     def embed(self, inputs: Inputs, room: int = 0) -> Tensor:
         """Scaled numbers and embeddings side by side, N x F, and ``room`` more columns without meaning."""

@@ -58,6 +58,10 @@ class PreparedNetwork:
         self._small_weight, self._small_bias = _widened(
             network.heads.small, network.heads.small.out_features, 0.0
         )
+        shortcut = network.shortcut_weight().detach()
+        self._shortcut_weight = torch.zeros(shortcut.shape[1], -(-len(shortcut) // 16) * 16, device=device)
+        self._shortcut_weight[:, : len(shortcut)] = shortcut.t()
+        self.shortcut_width = len(shortcut)
         columns = len(self._category_bias)
         self.rank_V = torch.arange(columns - 1, -1, -1, dtype=torch.int32, device=device)
         self.code_by_column: NDArray[np.uint32] = np.zeros(columns, np.uint32)
@@ -71,6 +75,15 @@ class PreparedNetwork:
     def small_width(self) -> int:
         """Columns that ``small_heads`` writes."""
         return len(self._small_bias)
+
+    def shortcut(self, x_NK: Tensor) -> Tensor:
+        """The first numbers of the states after N events, N x (A + 1).
+
+        Args:
+            x_NK: the inputs F, then columns that are not read.
+        """
+        inputs = len(self._shortcut_weight)
+        return torch.mm(x_NK[:, :inputs], self._shortcut_weight)[:, : self.shortcut_width]
 
     def small_heads(self, read_NR: Tensor, out_NK: Tensor) -> None:
         """Write the outputs of all heads but the vocabulary's, see ``models.heads.Heads.read``."""
@@ -98,7 +111,7 @@ class PreparedNetwork:
         most, generator = _TILE_SIZES[0], torch.Generator().manual_seed(1)
         width = self.network.trunk.inputs + self.trunk.room
         inputs = torch.randn(most, width, generator=generator).to(self.device)
-        habits = self.network.architecture.n_actions
+        direct = self.shortcut_width
         state = torch.randn(most, self.artefact.state_width, generator=generator).half().to(self.device)
 
         def results(size: int) -> Tensor:
@@ -106,7 +119,8 @@ class PreparedNetwork:
             for start in range(0, most, size):
                 part = slice(start, start + size)
                 new = state[part].clone()
-                made = self.trunk.step(inputs[part].clone(), state[part, habits:], new[:, habits:])
+                made = self.trunk.step(inputs[part].clone(), state[part, direct:], new[:, direct:])
+                new[:, :direct] = self.shortcut(inputs[part])
                 read = new[:, : self.read_width].float()
                 self.small_heads(read, small := torch.empty(size, self.small_width, device=self.device))
                 tiles.append(torch.cat([*made, read, small, self.category_logits(read)], dim=1))

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.columns import Columns
 from models.features import HASH_BUCKETS, ITEM_UNSEEN, FeatureSpec, Inputs, inputs
 from models.network import Network
+from models.teaching import Teaching
 from models.training_log import targets_of, windows_before
 
 CHUNK = 64
@@ -32,7 +33,9 @@ class Sequences:
     ``inputs``: scaled features. ``bucket_N``: embedding index of the event's category if it were not frequent.
     ``action_N``, ``code_N`` and ``index_N`` (category code, 0 = missing, and vocabulary index, 0 = unseen): of the
     event itself, the answers to predictions made before it. ``codes_before_NW`` and ``index_before_NW``: the window
-    before the event. The others are of ``models.training_log.Targets``, the answers to predictions made after it.
+    before the event. ``lift_LV`` and ``lift_N``: how much likelier each category is after the newest one, a row of the
+    table for each event. The others are of ``models.training_log.Targets``, the answers to predictions made after it.
+    ``soft_action_NA`` and ``soft_purchase_N``: what teachers say, if there are any.
     """
 
     inputs: Inputs
@@ -42,19 +45,31 @@ class Sequences:
     index_N: Tensor
     codes_before_NW: Tensor
     index_before_NW: Tensor
+    lift_LV: Tensor
+    lift_N: Tensor
     follows_N: Tensor
     log_gap_N: Tensor
     purchase_N: Tensor
     purchase_known_N: Tensor
     first: NDArray[np.int64]
     length: NDArray[np.int64]
+    soft_action_NA: Tensor | None = None
+    soft_purchase_N: Tensor | None = None
+
+    def taught_by(self, teaching: Teaching) -> Sequences:
+        """The same with soft targets."""
+        return replace(
+            self,
+            soft_action_NA=torch.from_numpy(teaching.action_NA),
+            soft_purchase_N=torch.from_numpy(teaching.purchase_N),
+        )
 
     def to(self, device: str) -> Sequences:
         """The same with its tensors on another device."""
         moved = {
             field.name: getattr(self, field.name).to(device)
             for field in fields(self)
-            if field.name not in {"first", "length"}
+            if isinstance(getattr(self, field.name), Tensor | Inputs)
         }
         return replace(self, **moved)
 
@@ -84,14 +99,25 @@ class Reading:
     after_NR: Tensor
 
 
-def sequences_of(columns: Columns, spec: FeatureSpec, purchase_code: int) -> Sequences:
-    """Tensors of folded events; ``purchase_code`` is negative if the log has no such action."""
+def sequences_of(
+    columns: Columns, spec: FeatureSpec, purchase_code: int, log_lift_FVV: NDArray[np.float32]
+) -> Sequences:
+    """Tensors of folded events.
+
+    Args:
+        columns: each user's events contiguous and in order.
+        spec: of the features.
+        purchase_code: negative if the log has no such action.
+        log_lift_FVV: of ``models.related``, a table for each of F parts of the users, counted without them.
+    """
     target = targets_of(columns, purchase_code)
     before = windows_before(columns)
     index = spec.categories.index_of
     first = np.flatnonzero(columns["wave"] == 0)
     hashed = len(spec.categories) + 1 + (columns["category"] % HASH_BUCKETS).astype(np.int64)
     tensor = torch.from_numpy
+    newest = index(before[:, -1]).astype(np.int64)
+    folds, size = len(log_lift_FVV), log_lift_FVV.shape[1]
     return Sequences(
         inputs=inputs(columns, spec),
         bucket_N=tensor(np.where(columns["category"] != 0, hashed, 0)),
@@ -100,6 +126,8 @@ def sequences_of(columns: Columns, spec: FeatureSpec, purchase_code: int) -> Seq
         index_N=tensor(index(columns["category"]).astype(np.int64)),
         codes_before_NW=tensor(before.view(np.int32)),
         index_before_NW=tensor(index(before).astype(np.int64)),
+        lift_LV=tensor(log_lift_FVV.reshape(folds * size, size)),
+        lift_N=tensor(columns["row"].astype(np.int64) % folds * size + newest),
         follows_N=tensor(target.follows),
         log_gap_N=tensor(target.log_gap_s),
         purchase_N=tensor(target.purchase.astype(np.float32)),

@@ -36,9 +36,11 @@ from models.registry import (
     save_artefact,
     unsaved,
 )
-from models.runtime import StepEngine
+from models.related import lifts_without_own, related_categories
+from models.runtime import StepEngine, StepResult
 from models.sequences import Sequences, chunks_of, readings, sequences_of
 from models.split import Split, scored_events, split_of
+from models.teaching import Teaching, best_mixture, teach
 from models.training_log import (
     TrainingLog,
     check_bounds,
@@ -63,6 +65,7 @@ def train(
     split_time_ms: int | None = None,
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
     device: str = "cpu",
+    blend: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -85,6 +88,7 @@ def train(
             too; see ``models.split.split_of``.
         churn_horizon_s: the silence whose probability is the churn probability.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is one.
+        blend: learn from soft targets of trees and regression too, see ``models.teaching``.
         resume: go on from the checkpoint of the same settings, if there is one.
         progress: called after each chunk and each epoch.
 
@@ -115,6 +119,7 @@ def train(
         "epochs": epochs,
         "seed": seed,
         "device": device,
+        "blend": blend,
     }
     checkpoint = Checkpoint.beside(root, name, version, settings)
     if (root / name / version).exists():
@@ -134,9 +139,24 @@ def train(
     )
     network = Network(sizes)
     network.begin_from(spec)
+    related = related_categories(split.fit, spec.categories)
+    network.heads.begin_from(related)
     network.to(device)
-    tuning = sequences_of(split.tune, spec, split.purchase_code).to(device)
-    curve = _fit(network, split, spec, tuning, epochs, seed, checkpoint, resume, progress)
+    tuning = sequences_of(split.tune, spec, split.purchase_code, related.log_lift[None]).to(device)
+    lifts = lifts_without_own(split.fit, spec.categories)
+    fitted = sequences_of(split.fit, spec, split.purchase_code, lifts)
+    teaching = teach(split, seed) if blend else None
+    if teaching is not None:
+        fitted = fitted.taught_by(teaching)
+    fitting = Fitting(network, epochs=epochs, seed=seed)
+    if resume:
+        fitting.resume(checkpoint)
+    fitted = fitted.to(device)
+    while not fitting.finished:
+        fitting.run_epoch(fitted, tuning, progress)
+        fitting.save(checkpoint)
+    network.load_state_dict(fitting.best_weights)
+    network.eval()
     divisor = _calibrate(network, tuning)
     network.to("cpu")
 
@@ -151,7 +171,7 @@ def train(
         "sha256": log.digest,
         "seed": seed,
         "device": device,
-        "curve": curve,
+        "curve": fitting.curve,
     }
     blank = Reference.fit(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.float32))
     # A median gap is that of gaps that end; how long those may be is what the training users showed.
@@ -163,6 +183,8 @@ def train(
         ),
     )
     seen = run(StepEngine(draft, device="cpu"), split.tune)
+    if teaching is not None:
+        training["blend"] = _blended(seen, teaching, split)
     reference = Reference.fit(split.tune["life_events"], seen.surprisal_nats, seen.statistics)
     manifest = describe(
         name,
@@ -190,28 +212,20 @@ def _device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _fit(
-    network: Network,
-    split: Split,
-    spec: FeatureSpec,
-    tuning: Sequences,
-    epochs: int,
-    seed: int,
-    checkpoint: Checkpoint,
-    resume: bool,
-    progress: Progress | None,
-) -> list[dict[str, Any]]:
-    """Run the epochs that are not done yet; leaves the best one's weights in the network, and returns the curve."""
-    fitting = Fitting(network, epochs=epochs, seed=seed)
-    if resume:
-        fitting.resume(checkpoint)
-    fitted = sequences_of(split.fit, spec, split.purchase_code).to(str(tuning.action_N.device))
-    while not fitting.finished:
-        fitting.run_epoch(fitted, tuning, progress)
-        fitting.save(checkpoint)
-    network.load_state_dict(fitting.best_weights)
-    network.eval()
-    return fitting.curve
+def _blended(seen: StepResult, teaching: Teaching, split: Split) -> dict[str, float]:
+    """Next-action log-loss on the tuning users: network, teachers, and the best mixture, which is not served."""
+    counts = scored_events(split.tune, split.purchase_code).action
+    later = np.flatnonzero(counts)
+    own = np.exp(-seen.terms[later, 0])
+    action = split.tune["action"][later].astype(np.int64)
+    other = teaching.tuning_action_NA[later, action]
+    weight, loss = best_mixture(own, other)
+    return {
+        "network": round(float(-np.log(own).mean()), 5),
+        "teachers": round(float(-np.log(np.maximum(other, 1e-7)).mean()), 5),
+        "mixture": round(loss, 5),
+        "teachers_weight": round(weight, 2),
+    }
 
 
 def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:

@@ -14,7 +14,7 @@ from models.errors import TrainingError
 from models.vocabulary import ActionVocabulary
 
 SESSION_GAP_MS = 1_800_000
-MOST_FREQUENT = 192
+MOST_FREQUENT = 1024
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,15 @@ def make(
 
     log = simulated_log(users, events, seed)
     folder = train(
-        log, root, name=name, version=version, bounds=BOUNDS, epochs=epochs, seed=seed, progress=progress
+        log,
+        root,
+        name=name,
+        version=version,
+        bounds=BOUNDS,
+        epochs=epochs,
+        seed=seed,
+        blend=True,
+        progress=progress,
     )
     return folder, compare(folder, log)
 

@@ -177,7 +177,9 @@ class PredictionValues:
                 values[i] = values[i].replace(before.tobytes(), before.tobytes() + text, 1)
         if user_vectors is None:
             return values
-        self._check(np.isfinite(user_vectors), user_vectors, ["user_vector"] * user_vectors.shape[1], integers[1:3])
+        self._check(
+            np.isfinite(user_vectors), user_vectors, ["user_vector"] * user_vectors.shape[1], integers[1:3]
+        )
         # Adding 0 makes a plain 0.0 of -0.0.
         vectors = (np.round(user_vectors.astype(np.float64), 4) + 0.0).tolist()
         cut = -len(b"null}")

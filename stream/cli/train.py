@@ -68,6 +68,13 @@ def train(
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, or auto: CUDA where there is one.")
     ] = "auto",
+    blend: Annotated[
+        bool,
+        typer.Option(
+            "--blend/--no-blend",
+            help="Learn from soft targets of trees and regression too, cross-fitted on the users that are fitted on.",
+        ),
+    ] = True,
     resume: Annotated[
         bool,
         typer.Option(
@@ -136,6 +143,7 @@ def train(
             split_time_ms=split_time_ms,
             churn_horizon_s=churn_horizon_s,
             device=device,
+            blend=blend,
             resume=resume,
             progress=progress,
         )

@@ -18,7 +18,7 @@ import torch
 
 from models.anomaly import BUCKET_EDGES, LEVELS
 from models.errors import ArtefactError
-from models.features import FEATURES, HABIT_MASS, HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS
+from models.features import FEATURES, FURTHEST, HABIT_MASS, HASH_BUCKETS, ITEM_BUCKETS, ITEM_UNSEEN, LAGS
 from models.heads import COMPONENTS
 from models.registry import Artefact
 from tests.bench.stock_row import CODES, NEVER_S, WINDOW, Seen, UserRow
@@ -86,7 +86,9 @@ class OneRowModel:
         if features.extras:
             raise ArtefactError("The stock agent reads no extras. Give the bench a model without.")
         order = _columns_of_the_network(len(artefact.actions))
-        self._numbers = len(order)
+        shortcut = network.shortcut_weight()
+        self._shortcut = shortcut.clone()
+        self._shortcut[:, : len(order)] = shortcut[:, order]
         weight_ih = trunk.weight_ih.clone()
         weight_ih[:, : len(order)] = trunk.weight_ih[:, order]
         self._lstm = (weight_ih, trunk.weight_hh, trunk.bias, torch.zeros_like(trunk.bias))
@@ -103,7 +105,6 @@ class OneRowModel:
         self._category_embedding = network.category.weight.numpy()
         self._item_embedding = network.item.weight.numpy()
         self._action_share = features.action_share.tolist()
-        self._habit_weights = network.habit_weight.tolist()
         self._known_items = features.known_items.tolist()
         self._log_horizon = math.log(artefact.churn_horizon_s)
         reference = artefact.reference
@@ -119,16 +120,14 @@ class OneRowModel:
             seen: the event.
             window_before: the row's window of categories before the event.
         """
-        A = self._n_actions
-        read = A + self.hidden
+        D = self._n_actions + 1
+        read = D + self.hidden
         before = np.frombuffer(row.state, "<f2")
         state = torch.from_numpy(before.astype(np.float32)[None])
         x = self._inputs(row, seen)
-        # The last numbers of the counters are the user's habits: they reach the heads directly.
-        first, second = x[:, self._numbers - 2 * A : self._numbers].chunk(2, dim=1)
-        habits = first * self._habit_weights[0] + second * self._habit_weights[1]
-        h, c = torch.lstm_cell(x, (state[:, A:read], state[:, read:]), *self._lstm)
-        after = torch.cat([habits, h, c], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
+        direct = torch.nn.functional.linear(x, self._shortcut)
+        h, c = torch.lstm_cell(x, (state[:, D:read], state[:, read:]), *self._lstm)
+        after = torch.cat([direct, h, c], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
         row.state = after.numpy().tobytes()
         row.fingerprint = self.fingerprint
         both = torch.cat([state[:, :read], after[:, :read].float()])
@@ -195,6 +194,7 @@ class OneRowModel:
         scaled = np.array(numbers, np.float32)
         scaled -= self._mean
         scaled /= self._sd
+        np.clip(scaled, -FURTHEST, FURTHEST, out=scaled)
         embedded = index if index or not category else self._vocabulary + 1 + category % HASH_BUCKETS
         last = [*reversed(window[-1 - LAGS :]), *[self._n_actions] * LAGS][: 1 + LAGS]
         item = seen.item & (ITEM_BUCKETS - 1)

@@ -170,8 +170,8 @@ def test_the_commands_beside_a_running_worker(settings: Settings, start: Start, 
     assert worker.ended()[0] == 0
     verified = beside(settings, "state", "verify").json
     assert verified["sound"]
-    # A row of each user, and the position of each of the two partitions.
-    assert verified["equal"] == USERS + 2
+    # A row of each user; of each of the two partitions the position, and the vocabularies of its model.
+    assert verified["equal"] == USERS + 2 * 2
     assert beside(settings, "state", "show", "u7").json["events"] == 10
 
 

@@ -47,7 +47,9 @@ def lifts_without_own(fit: Columns, categories: CategoryVocabulary) -> NDArray[n
     """
     index_N = categories.index_of(fit["category"])
     share = _share(fit, index_N, len(categories) + 1)
-    tables = [_log_lift(take(fit, others), index_N[others], share) for others in _without_each_part(fit["row"])]
+    tables = [
+        _log_lift(take(fit, others), index_N[others], share) for others in _without_each_part(fit["row"])
+    ]
     return np.stack(tables)
 
 
@@ -61,9 +63,7 @@ def _without_each_part(row_N: NDArray[np.integer]) -> Iterator[NDArray[np.bool_]
         yield row_N % PARTS != part
 
 
-def _log_lift(
-    fit: Columns, index_N: NDArray[np.integer], share: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def _log_lift(fit: Columns, index_N: NDArray[np.integer], share: NDArray[np.float64]) -> NDArray[np.float32]:
     size, named = len(share), fit["category"] != 0
     # Steps to another category only: staying and returning are the pointer's to tell.
     step = (fit["row"][1:] == fit["row"][:-1]) & named[1:] & named[:-1] & (index_N[1:] != index_N[:-1])

@@ -44,8 +44,9 @@ def _all(ground: Bed) -> dict[str, float]:
     with ground.worker(settings) as worker:
         figures = pipeline.measure(ground, settings, worker)
         figures |= latency.measure(ground, settings, worker)
-        figures |= swap.measure(ground, settings, worker)
+    # Before another model is served: its rows would be measured with those of this one.
     footprint = pipeline.footprint(ground, settings)
+    figures |= swap.run(ground)
     figures |= restore.run(ground) | footprint | stock.run(ground) | model.run(ground.model)
     figures = _with_ratio(figures)
     table("summary", ("figure", "value"), [(key, figures[key]) for key in KEYS if key in figures])

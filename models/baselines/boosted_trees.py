@@ -9,9 +9,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines import unigram
-from models.baselines.inputs import LAGS, Examples, next_action_examples, purchase_examples, with_the_unseen
-from models.baselines.purchase_rate import constant
+from models.baselines.inputs import LAGS, Examples, next_action_by, purchase_by
 from models.split import Split
 
 _ROUNDS = 500
@@ -41,23 +39,20 @@ _PURCHASE: dict[str, object] = {"num_leaves": 4, "learning_rate": 0.05, "min_dat
 
 def next_action(split: Split) -> NDArray[np.float64]:
     """The distribution of each test event's action, (N, A)."""
-    examples = next_action_examples(split)
-    p_NA = np.tile(unigram.probabilities(split.fit, split.n_actions), (len(split.test["row"]), 1))
-    classes = np.unique(examples.fit_label)
-    if len(classes) < 2 or not len(examples.test_at):
-        return p_NA
-    booster = _boosted(examples, classes, {"objective": "multiclass", "num_class": len(classes)})
-    predicted = np.asarray(booster.predict(examples.test, num_threads=1))
-    p_NA[examples.test_at] = with_the_unseen(predicted, classes, len(examples.fit_label), split.n_actions)
-    return p_NA
+    return next_action_by(_actions, split)
 
 
 def purchase(split: Split) -> NDArray[np.float64]:
     """The probability that a purchase follows each test event in its session, (N,)."""
-    examples = purchase_examples(split)
-    classes = np.unique(examples.fit_label)
-    if len(classes) < 2 or not len(examples.test_at):
-        return constant(split)
+    return purchase_by(_purchases, split)
+
+
+def _actions(examples: Examples, classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    booster = _boosted(examples, classes, {"objective": "multiclass", "num_class": len(classes)})
+    return np.asarray(booster.predict(examples.test, num_threads=1))
+
+
+def _purchases(examples: Examples, classes: NDArray[np.int64]) -> NDArray[np.float64]:
     booster = _boosted(examples, classes, _PURCHASE | {"objective": "binary"})
     return np.asarray(booster.predict(examples.test, num_threads=1))
 

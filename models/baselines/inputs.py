@@ -6,6 +6,7 @@ A missing number is NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import tau
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.baselines import unigram
+from models.baselines.purchase_rate import constant
 from models.columns import NEVER_S, WINDOW, Columns
 from models.split import Split, at_lag, scored_events
 from models.training_log import targets_of
@@ -58,6 +60,37 @@ def purchase_examples(split: Split) -> Examples:
     (fit, fit_label), (tune, tune_label) = known(split.fit), known(split.tune)
     test = inputs(split.test, split)
     return Examples(fit, fit_label, tune, tune_label, test, np.arange(len(test)))
+
+
+Predicted = Callable[[Examples, NDArray[np.int64]], NDArray[np.float64]]
+
+
+def next_action_by(predicted: Predicted, split: Split) -> NDArray[np.float64]:
+    """The distribution of each test event's action, (N, A); that of everybody where there is nothing to learn from.
+
+    Args:
+        predicted: (examples, classes) -> probabilities of the classes for the test examples.
+    """
+    examples = next_action_examples(split)
+    p_NA = np.tile(unigram.probabilities(split.fit, split.n_actions), (len(split.test["row"]), 1))
+    classes = np.unique(examples.fit_label)
+    if len(classes) >= 2 and len(examples.test_at):
+        p_classes = predicted(examples, classes)
+        p_NA[examples.test_at] = with_the_unseen(p_classes, classes, len(examples.fit_label), split.n_actions)
+    return p_NA
+
+
+def purchase_by(predicted: Predicted, split: Split) -> NDArray[np.float64]:
+    """The probability that a purchase follows each test event in its session, (N,); a constant where nothing is known.
+
+    Args:
+        predicted: (examples, classes) -> the probability of a purchase for each test example.
+    """
+    examples = purchase_examples(split)
+    classes = np.unique(examples.fit_label)
+    if len(classes) < 2 or not len(examples.test_at):
+        return constant(split)
+    return predicted(examples, classes)
 
 
 def with_the_unseen(

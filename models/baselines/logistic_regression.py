@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from models.baselines import unigram
-from models.baselines.inputs import LAGS, Examples, next_action_examples, purchase_examples, with_the_unseen
+from models.baselines.inputs import LAGS, Examples, next_action_by, purchase_by
 from models.baselines.markov import mean_loss
-from models.baselines.purchase_rate import constant
 from models.split import Split
 
 # Ascending: each fit starts from the more penalised one.
@@ -29,22 +27,15 @@ _FURTHEST = 8.0
 
 def next_action(split: Split) -> NDArray[np.float64]:
     """The distribution of each test event's action, (N, A)."""
-    examples = next_action_examples(split)
-    p_NA = np.tile(unigram.probabilities(split.fit, split.n_actions), (len(split.test["row"]), 1))
-    classes = np.unique(examples.fit_label)
-    if len(classes) < 2 or not len(examples.test_at):
-        return p_NA
-    predicted = _predicted(examples, classes)
-    p_NA[examples.test_at] = with_the_unseen(predicted, classes, len(examples.fit_label), split.n_actions)
-    return p_NA
+    return next_action_by(_predicted, split)
 
 
 def purchase(split: Split) -> NDArray[np.float64]:
     """The probability that a purchase follows each test event in its session, (N,)."""
-    examples = purchase_examples(split)
-    classes = np.unique(examples.fit_label)
-    if len(classes) < 2 or not len(examples.test_at):
-        return constant(split)
+    return purchase_by(_purchases, split)
+
+
+def _purchases(examples: Examples, classes: NDArray[np.int64]) -> NDArray[np.float64]:
     # As if half an event of either kind had been seen besides: float32 rounds what is all but certain to 1.
     n = len(examples.fit_label)
     return (n * _predicted(examples, classes)[:, 1] + 0.5) / (n + 1)

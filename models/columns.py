@@ -57,6 +57,13 @@ def take(columns: Columns, index: NDArray) -> Columns:
     return {name: column[index] for name, column in columns.items()}
 
 
+def histories(columns: Columns, index: NDArray) -> Columns:
+    """``take`` of some users, each from the first event on; rows are numbered anew from 0."""
+    part = take(columns, index)
+    part["row"] = (np.cumsum(part["wave"] == 0) - 1).astype(np.int32)
+    return part
+
+
 def sample_columns(
     n_users: int,
     n_events: int,

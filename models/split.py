@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Columns, take
+from models.columns import Columns, histories
 from models.training_log import TrainingLog, targets_of
 
 FOLDS = 5
@@ -75,9 +75,7 @@ def until(columns: Columns, end_ms: int) -> Columns:
     """Each user's events up to the first one at or after a moment; users without any left are gone."""
     over = np.append(0, np.cumsum(columns["event_time_ms"] >= end_ms))
     first = np.maximum.accumulate(np.where(columns["wave"] == 0, np.arange(len(over) - 1), 0))
-    part = take(columns, np.flatnonzero(over[1:] == over[first]))
-    part["row"] = (np.cumsum(part["wave"] == 0) - 1).astype(np.int32)
-    return part
+    return histories(columns, np.flatnonzero(over[1:] == over[first]))
 
 
 def scored_events(columns: Columns, purchase_code: int, from_ms: int | None = None) -> Scored:

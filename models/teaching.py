@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.baselines import boosted_trees, logistic_regression
-from models.columns import Columns, take
+from models.columns import Columns, histories
 from models.split import Split
 
 FOLDS = 4
@@ -49,9 +49,9 @@ def teach(split: Split, seed: int) -> Teaching:
     tuning = np.zeros((len(tune["row"]), n_actions), np.float32)
     for number in range(FOLDS):
         held = np.flatnonzero(fold == number)
-        others = _at_most(part_of(fit, fold != number), MOST_ANSWERS // n_actions, rng)
+        others = _at_most(histories(fit, np.flatnonzero(fold != number)), MOST_ANSWERS // n_actions, rng)
         # The tuning users come along as further users to predict.
-        asked = Split(split.log, others, tune, _joined(part_of(fit, fold == number), tune))
+        asked = Split(split.log, others, tune, _joined(histories(fit, held), tune))
         said = (boosted_trees.next_action(asked) + logistic_regression.next_action(asked)) / 2
         action[held], tuning_said = said[: len(held)], said[len(held) :]
         tuning += (tuning_said / FOLDS).astype(np.float32)
@@ -75,20 +75,13 @@ def best_mixture(network_N: NDArray, teachers_N: NDArray) -> tuple[float, float]
     return float(weights[best]), losses[best]
 
 
-def part_of(columns: Columns, chosen_N: NDArray[np.bool_]) -> Columns:
-    """The events of some users, whole, rows numbered anew from 0."""
-    part = take(columns, np.flatnonzero(chosen_N))
-    part["row"] = (np.cumsum(part["wave"] == 0) - 1).astype(np.int32)
-    return part
-
-
 def _at_most(columns: Columns, events: int, rng: np.random.Generator) -> Columns:
     if len(columns["row"]) <= events:
         return columns
     order = rng.permutation(int(columns["row"].max()) + 1)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.cumsum(np.bincount(columns["row"])[order])
-    return part_of(columns, rank[columns["row"]] <= events)
+    return histories(columns, np.flatnonzero(rank[columns["row"]] <= events))
 
 
 def _joined(first: Columns, second: Columns) -> Columns:

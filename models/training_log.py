@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import WINDOW, Columns, take
+from models.columns import WINDOW, Columns, histories, take
 from models.errors import TrainingError
 from models.vocabulary import ActionVocabulary
 
@@ -46,10 +46,7 @@ class TrainingLog:
 
     def part(self, users: NDArray[np.bool_]) -> Columns:
         """Events of the users that a mask names (one a row), rows numbered anew from 0."""
-        part = take(self.columns, np.flatnonzero(users[self.columns["row"]]))
-        starts = part["wave"] == 0
-        part["row"] = (np.cumsum(starts) - 1).astype(np.int32)
-        return part
+        return histories(self.columns, np.flatnonzero(users[self.columns["row"]]))
 
 
 def by_user(columns: Columns) -> Columns:

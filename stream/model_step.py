@@ -21,11 +21,11 @@ class ServedModel:
         return f"{self.artefact.name}/{self.artefact.version}"
 
 
-def part_of(result: Any, events: slice | np.ndarray, rows: slice = slice(None)) -> Any:
-    """A StepResult of some of its events and rows; hidden states are shared, as events refer to them by slot."""
+def part_of(result: Any, events: np.ndarray) -> Any:
+    """A StepResult of some of its events; states are shared, as events refer to them by slot."""
     by_event = {
         entry.name: getattr(result, entry.name)[events]
         for entry in fields(result)
         if entry.name not in ("state", "hidden_state")
     }
-    return replace(result, state=result.state[rows], **by_event)
+    return replace(result, **by_event)

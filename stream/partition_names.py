@@ -39,16 +39,15 @@ class PartitionNames:
     Attributes:
         categories: names by code: those of all models that were met, and those seen in events.
         actions: names by code, a vocabulary for each model's fingerprint.
-        told: how many names ``tell`` has told already.
     """
 
     def __init__(self, entries: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.categories: dict[int, str] = {}
-        self.told = 0
+        self._untold: list[int] = []
         self.actions: dict[int, tuple[str, ...]] = {}
         for key, value in entries:
             if key.startswith(NAME_KEY):
-                self.categories[_CODE.unpack(key[len(NAME_KEY) :])[0]] = value.decode()
+                self._name(_CODE.unpack(key[len(NAME_KEY) :])[0], value.decode())
             else:
                 held = json.loads(value)
                 self._meet(_FINGERPRINT.unpack(key[len(MODEL_KEY) :])[0], held["actions"], held["categories"])
@@ -69,7 +68,13 @@ class PartitionNames:
 
     def _meet(self, fingerprint: int, actions: Sequence[str], categories: Sequence[str]) -> None:
         self.actions[fingerprint] = tuple(actions)
-        self.categories |= {code_of(name): name for name in categories}
+        for name in categories:
+            self._name(code_of(name), name)
+
+    def _name(self, code: int, name: str) -> None:
+        if code not in self.categories:
+            self._untold.append(code)
+        self.categories[code] = name
 
     def learn(self, codes: NDArray[np.uint32], places: np.ndarray, events: Sequence[Event]) -> list[Row]:
         """Remember the names of categories not seen before; the rows that make the changelog remember them too.
@@ -83,15 +88,15 @@ class PartitionNames:
         for code in sorted(new):
             name = events[places[int(np.argmax(codes == code))]].category_id
             if name is not None and len(name) <= LONGEST_NAME and len(self.categories) < MAX_NAMES:
-                self.categories[code] = name
+                self._name(code, name)
                 learned.append((NAME_KEY + _CODE.pack(code), name.encode()))
         return learned
 
     def tell(self, names: dict[int, str]) -> None:
-        """Add the names of categories to those of other partitions; a code keeps the name it has."""
-        for code, name in list(self.categories.items())[self.told :]:
-            names.setdefault(code, name)
-        self.told = len(self.categories)
+        """Add the names that were not told yet to those of other partitions; a code keeps the name it has there."""
+        for code in self._untold:
+            names.setdefault(code, self.categories[code])
+        self._untold.clear()
 
     def speak_alike(self, actions: ActionVocabulary) -> bool:
         """Whether every model that wrote rows here had this vocabulary of actions."""

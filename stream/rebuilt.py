@@ -12,16 +12,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Columns, take
+from models.columns import Columns, histories, take
 from models.evaluation.predictions import KEPT_BY_EVENT, Predictions, of_events
 from models.runtime import StepEngine
 from models.split import at_lag
 from stream.rows import RowLayout
-from stream.sessions import FoldRules, fold, rebuild_columns
+from stream.sessions import fold_windows
 
 SAMPLE_EVENTS: Final = 4000
 _ROWS_AT_ONCE: Final = 1024
-_NEVER_LATE: Final = 2**62
 
 
 def sample_of_users(columns: Columns, events: int = SAMPLE_EVENTS, seed: int = 0) -> Columns:
@@ -29,10 +28,7 @@ def sample_of_users(columns: Columns, events: int = SAMPLE_EVENTS, seed: int = 0
     lengths = np.bincount(columns["row"])
     drawn = np.random.default_rng(seed).permutation(len(lengths))
     enough = int(np.searchsorted(np.cumsum(lengths[drawn]), events)) + 1
-    chosen = np.isin(columns["row"], drawn[:enough])
-    part = take(columns, np.flatnonzero(chosen))
-    part["row"] = (np.cumsum(part["wave"] == 0) - 1).astype(np.int32)
-    return part
+    return histories(columns, np.flatnonzero(np.isin(columns["row"], drawn[:enough])))
 
 
 def rebuilt_predictions(engine: StepEngine, columns: Columns, session_gap_ms: int) -> Predictions:
@@ -64,8 +60,5 @@ def _states(engine: StepEngine, before: Columns, session_gap_ms: int) -> NDArray
     for name in rows.dtype.names or ():
         if name.startswith("w_"):
             rows[name] = before[f"window_{name.removeprefix('w_')}"]
-    blank, events = rebuild_columns(rows, layout, len(artefact.features.extras))
-    rules = FoldRules(session_gap_ms, late_limit_ms=_NEVER_LATE, future_limit_ms=_NEVER_LATE)
-    folded = fold(blank, events, rules, None, bytes(8), len(artefact.actions)).columns
-    zeros = np.zeros((count, artefact.state_width), np.float16)
-    return engine.step(zeros, np.zeros((count, artefact.window), np.uint32), folded).state
+    folded = fold_windows(rows, layout, session_gap_ms, len(artefact.features.extras))
+    return engine.rebuild(count, folded)

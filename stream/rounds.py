@@ -19,7 +19,7 @@ from stream.model_step import ServedModel, part_of
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
 from stream.scoring import ClicksRequest
-from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, rebuild_columns
+from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
 from stream.stage import Message, Rendered, Row
 
 
@@ -97,9 +97,8 @@ class ClicksRounds:
         self._rules, self._codes = rules, codes
         self._predictions_topic = predictions_topic
         self._every, self._user_vectors = every, user_vectors
-        self._names: dict[
-            int, str
-        ] = {}  # of all partitions: a code keeps the name under which it was first met
+        # Of all partitions: a code keeps the name under which it was first met.
+        self._names: dict[int, str] = {}
 
     # ------------------------------------------------------------------ step 4
 
@@ -153,8 +152,7 @@ class ClicksRounds:
             if len(applied):
                 rows = request.names.meet(self._model.served.artefact)
                 rows += request.names.learn(category[applied], applied - event_start, request.decoded.events)
-                if len(request.names.categories) > request.names.told:
-                    request.names.tell(self._names)
+                request.names.tell(self._names)
             learned.append(rows)
             start, event_start = end, event_end
         return learned
@@ -169,18 +167,18 @@ class ClicksRounds:
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The events of the windows of rows that another model wrote, whose actions get this one's codes here."""
         model = self._model
+        alike = [request.names.speak_alike(model.actions) for request in requests]
         of_model: dict[tuple[int, int], list[int]] = {}
         for place, number in zip(
             stale.tolist(), np.searchsorted(row_ends, stale, side="right").tolist(), strict=True
         ):
-            if not requests[number].names.speak_alike(model.actions):
+            if not alike[number]:
                 of_model.setdefault((number, fingerprint_of(cast(bytes, raws[place]))), []).append(place)
         for (number, fingerprint), places in of_model.items():
             codes = requests[number].names.action_codes(fingerprint, model.actions)
             rows[places] = model.layout.upgraded([cast(bytes, raws[place]) for place in places], codes)
-        blank, events = rebuild_columns(rows[stale], model.layout, len(model.extras))
-        rules = FoldRules(self._rules.session_gap_ms, late_limit_ms=2**62, future_limit_ms=2**62)
-        return stale, fold(blank, events, rules, None, self._epoch, len(model.actions)).columns
+        session_gap_ms = self._rules.session_gap_ms
+        return stale, fold_windows(rows[stale], model.layout, session_gap_ms, len(model.extras))
 
     # ------------------------------------------------------------------ step 5
 

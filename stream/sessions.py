@@ -37,6 +37,7 @@ __all__ = [
     "NameCodes",
     "columns_of",
     "fold",
+    "fold_windows",
     "rebuild_columns",
 ]
 
@@ -395,3 +396,12 @@ def rebuild_columns(
         offset=np.arange(len(row), dtype=np.int64),
         replayed=np.ones(len(row), np.bool_),
     )
+
+
+def fold_windows(
+    rows: np.ndarray, layout: RowLayout, session_gap_ms: int, n_extras: int = 0
+) -> dict[str, np.ndarray]:
+    """The columns of ``rebuild_columns``' events: what a model goes through to make the rows' state vectors."""
+    blank, events = rebuild_columns(rows, layout, n_extras)
+    # Replayed events are exempt from limits of time, and a blank row knows no topic.
+    return fold(blank, events, FoldRules(session_gap_ms), None, bytes(8), layout.n_actions).columns

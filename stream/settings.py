@@ -138,6 +138,10 @@ class Topics(_Group):
     clicks: str = "clicks"
     predictions: str = "predictions"
     dead_letters: str = "clicks.dlq"
+    alerts_fraud: str = "alerts.fraud"
+    alerts_churn: str = "alerts.churn"
+    alerts_audit: str = "alerts.audit"
+    labels: str = "labels"
     partitions: int = Field(8, ge=1, le=1024, description="of topics that `topics create` makes")
     replication_factor: int = Field(1, ge=1, description="3 in production; doctor says so")
 
@@ -229,6 +233,22 @@ class Settings(BaseSettings):
     @property
     def dead_letters_topic(self) -> str:
         return self.topics.prefix + self.topics.dead_letters
+
+    @property
+    def alerts_fraud_topic(self) -> str:
+        return self.topics.prefix + self.topics.alerts_fraud
+
+    @property
+    def alerts_churn_topic(self) -> str:
+        return self.topics.prefix + self.topics.alerts_churn
+
+    @property
+    def alerts_audit_topic(self) -> str:
+        return self.topics.prefix + self.topics.alerts_audit
+
+    @property
+    def labels_topic(self) -> str:
+        return self.topics.prefix + self.topics.labels
 
     @property
     def changelog_topic(self) -> str:

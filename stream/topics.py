@@ -56,6 +56,8 @@ def topic_specs(settings: Settings, source_partitions: int | None = None) -> lis
         ),
         TopicSpec(settings.predictions_topic, partitions, safe, copies),
         TopicSpec(settings.dead_letters_topic, partitions, {**safe, **dead_letters}, copies),
+        TopicSpec(settings.alerts_fraud_topic, partitions, safe, copies),
+        TopicSpec(settings.alerts_churn_topic, partitions, safe, copies),
         TopicSpec(settings.changelog_topic, partitions, {**safe, **changelog}, copies),
         TopicSpec(settings.control_topic, 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(positions_topic(settings), 1, {**safe, "cleanup.policy": "compact"}, copies),

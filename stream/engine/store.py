@@ -10,6 +10,7 @@ and ``\\0pos``, ``\\0log``, ``\\0seen`` (only here).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -19,13 +20,17 @@ from pathlib import Path
 from typing import IO
 
 import rocksdict
+import structlog
 
 from stream.errors import StoreError
 from stream.stage import SOURCE_KEY
 
+logger = structlog.get_logger("foreclick.store")
+
 POSITION_KEY = b"\0pos"  # changelog offset of the newest record that is in this store
 CHANGELOG_KEY = b"\0log"  # topic id of that changelog
 WRITTEN_KEY = b"\0seen"  # wall clock of the last write, ms
+DAMAGED = "DAMAGED"  # a file beside RocksDB's own: what lies here cannot be read and is to be thrown away
 
 _I64 = struct.Struct("<q")
 
@@ -37,11 +42,14 @@ TIDY_BYTES = 64 << 20
 class Store:
     """One partition's rows. Not shared between threads.
 
+    Rows are derived data, and RocksDB checks every block that it reads. A process that meets a damaged one says so,
+    marks the folder and ends; the next one begins with an empty folder and restores it from the changelog.
+
     Args:
         folder: of this partition alone; created when missing.
 
     Raises:
-        StoreError: locked by another worker, not writable, or damaged.
+        StoreError: locked by another worker, not writable, full, or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -51,6 +59,8 @@ class Store:
         self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment]  # the stub is wrong
 
     def open(self) -> None:
+        if (self.folder / DAMAGED).exists():
+            self._throw_away("it was found to be damaged")
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(True)
         options.set_write_buffer_size(WRITE_BUFFER_BYTES)
@@ -67,20 +77,45 @@ class Store:
         options.set_block_based_table_factory(tables)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._db = rocksdict.Rdict(str(self.folder), options=options)
+            try:
+                self._db = rocksdict.Rdict(str(self.folder), options=options)
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                self._throw_away(str(error))
+                self.folder.mkdir(parents=True)
+                self._db = rocksdict.Rdict(str(self.folder), options=options)
         except OSError as error:
             raise StoreError(_not_writable(self.folder, error)) from error
         except Exception as error:  # rocksdict raises bare Exception with RocksDB's status as text
             text = str(error)
-            if "lock" in text.lower():
+            if "lock" in text.lower() and "no space" not in text.lower():
                 raise StoreError(
                     f"Data directory {self.folder} is locked by another worker. "
                     "Give each worker its own FORECLICK_DATA_DIR, or stop the other one."
                 ) from error
             raise StoreError(
-                f"Data directory {self.folder} cannot be opened ({text}). Move it away and start again: the rows are "
-                "restored from the changelog."
+                f"Data directory {self.folder} cannot be opened ({text}). Free space or move it away and start again: "
+                "the rows are restored from the changelog."
             ) from error
+
+    def _throw_away(self, because: str) -> None:
+        logger.warning("local rows thrown away", folder=str(self.folder), because=because)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _failed(self, doing: str, error: Exception) -> StoreError:
+        """What a failure of RocksDB means: a full disk, or a damaged file."""
+        if not _is_damage(error):
+            return StoreError(
+                f"{doing} {self.folder} failed ({error}). Free space or move the folder away, then start again: "
+                "the rows are restored from the changelog."
+            )
+        with contextlib.suppress(OSError):  # a full disk as well: the next start finds the damage again
+            (self.folder / DAMAGED).touch()
+        return StoreError(
+            f"{doing} {self.folder} met damaged data ({error}). The next start throws the folder away and restores its "
+            "rows from the changelog. Look at the disk."
+        )
 
     @property
     def database(self) -> rocksdict.Rdict:
@@ -94,7 +129,10 @@ class Store:
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """Rows of the keys, in order; None where there is none."""
-        rows: list[bytes | None] = self.database.get(keys)  # type: ignore[arg-type,assignment]
+        try:
+            rows: list[bytes | None] = self.database.get(keys)  # type: ignore[arg-type,assignment]
+        except Exception as error:
+            raise self._failed("Reading", error) from error
         return rows
 
     def apply(
@@ -116,26 +154,26 @@ class Store:
         except (
             Exception
         ) as error:  # after one failed write RocksDB refuses all others: nothing can be mended here
-            raise StoreError(
-                f"Writing to {self.folder} failed ({error}). Free space or move the folder away, then start again: "
-                "the rows are restored from the changelog."
-            ) from error
+            raise self._failed("Writing to", error) from error
 
     def position(self) -> int | None:
         """Changelog offset of the newest applied record; None for a new store."""
-        raw = self.database.get(POSITION_KEY)
+        raw = self._value(POSITION_KEY)
         return None if raw is None else _I64.unpack(raw)[0]
 
     def changelog_id(self) -> bytes | None:
-        return self.database.get(CHANGELOG_KEY)
+        return self._value(CHANGELOG_KEY)
 
     def written_ms(self) -> int:
-        raw = self.database.get(WRITTEN_KEY)
+        raw = self._value(WRITTEN_KEY)
         return 0 if raw is None else _I64.unpack(raw)[0]
 
     def source(self) -> bytes | None:
         """Value of ``\\0src``: the next source offset as the last transaction wrote it."""
-        return self.database.get(SOURCE_KEY)
+        return self._value(SOURCE_KEY)
+
+    def _value(self, key: bytes) -> bytes | None:
+        return self.get([key])[0]
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every user's row; reserved keys are left out."""
@@ -149,7 +187,16 @@ class Store:
             yield key, value
 
     def _entries(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
-        yield from self.database.items(from_key=first)
+        # Not the database's own items(): they end at a damaged block as if there were no more.
+        entries = self.database.iter()
+        entries.seek(first)
+        while entries.valid():
+            yield entries.key(), entries.value()
+            entries.next()
+        try:
+            entries.status()
+        except Exception as error:
+            raise self._failed("Reading", error) from error
 
     def count(self) -> int:
         """Rows, estimated by RocksDB; exact after a flush without overwritten rows."""
@@ -170,11 +217,19 @@ class Store:
         database, self._db = self._db, None
         if database is None:
             return
-        if flush:
-            database.flush()
-        if tidy and int(database.property_int_value("rocksdb.total-sst-files-size") or 0) < TIDY_BYTES:
-            database.compact_range(None, None)
-        database.close()
+        try:
+            if flush:
+                database.flush()
+            if tidy and int(database.property_int_value("rocksdb.total-sst-files-size") or 0) < TIDY_BYTES:
+                database.compact_range(None, None)
+            database.close()
+        except Exception as error:
+            raise self._failed("Closing", error) from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether RocksDB says that a file is not what it wrote; its status is known by this word only."""
+    return str(error).startswith("Corruption")
 
 
 def make_data_dir(folder: Path) -> None:
@@ -217,7 +272,10 @@ def lock_data_dir(folder: Path) -> IO[str]:
             f"Data directory {folder} is locked by another worker (pid {owner}). Give each worker its own "
             "FORECLICK_DATA_DIR, or stop that one."
         ) from None
-    held.truncate(0)
-    held.write(str(os.getpid()))
-    held.flush()
+    try:
+        held.truncate(0)
+        held.write(str(os.getpid()))
+        held.flush()
+    except OSError as error:
+        raise StoreError(_not_writable(folder, error)) from error
     return held

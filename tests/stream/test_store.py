@@ -134,3 +134,45 @@ def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
     assert done.returncode == 7, done.stderr
     assert str(tmp_path / "0") in done.stdout
     assert "Free space or move the folder away" in done.stdout
+
+
+def damaged(folder: Path) -> Store:
+    """A store of a thousand rows, opened again after a block in the middle of its file was overwritten."""
+    store = opened(folder)
+    store.apply([(b"u%04d" % n, os.urandom(200)) for n in range(1000)], 7, CHANGELOG, 1)
+    store.close()
+    (file,) = folder.glob("*.sst")
+    with file.open("r+b") as raw:
+        raw.seek(file.stat().st_size // 2)
+        raw.write(bytes(64))
+    return opened(folder)
+
+
+def test_a_damaged_file_is_said_and_the_next_start_begins_with_no_rows(tmp_path: Path) -> None:
+    """What RocksDB cannot read is derived data: it goes, and the changelog fills the store again."""
+    store = damaged(tmp_path / "0")
+    with pytest.raises(StoreError, match="damaged data"):
+        store.get([b"u%04d" % n for n in range(1000)])
+    store.close()
+    store = opened(tmp_path / "0")
+    assert store.position() is None
+    assert list(store.items()) == []
+    store.close()
+
+
+def test_a_scan_that_meets_damage_does_not_end_as_if_there_were_no_more_rows(tmp_path: Path) -> None:
+    """RocksDB's iterator ends there like at the last row; whoever believes it works on with half of them."""
+    store = damaged(tmp_path / "0")
+    with pytest.raises(StoreError, match="damaged data"):
+        list(store.items())
+    store.close()
+
+
+def test_a_store_that_cannot_be_opened_for_damage_is_begun_anew(tmp_path: Path) -> None:
+    """Half a file, as a disk that lies about what it wrote leaves it."""
+    damaged(tmp_path / "0").close()
+    (file,) = (tmp_path / "0").glob("*.sst")
+    os.truncate(file, 1000)
+    store = opened(tmp_path / "0")
+    assert store.position() is None
+    store.close()

@@ -74,6 +74,7 @@ class ShopOrders(msgspec.Struct, array_like=True):
         held_back: suspicious windows since then that showed nobody new.
         approximate: a window was judged early, or a suspicious buyer found no room.
         full: a suspicious buyer found no room, and an alert said so.
+        last_ms: event time of the newest order; live, a shop is forgotten some weeks after it.
     """
 
     orders: list[Order] = []
@@ -85,6 +86,7 @@ class ShopOrders(msgspec.Struct, array_like=True):
     held_back: int = 0
     approximate: bool = False
     full: bool = False
+    last_ms: int = 0
 
     def row(self) -> bytes:
         """As plain bytes: a version, then MessagePack of the fields in their order."""
@@ -173,6 +175,12 @@ class OrderBrushing:
         alerts = self.judge(shop, known, watermark_ms)
         if order.event_time_ms < watermark_ms - self.late_limit_ms:
             return "late", alerts
+        outcome, found = self.add(shop, known, order)
+        return outcome, alerts + found
+
+    def add(self, shop: str, known: ShopOrders, order: Order) -> tuple[Outcome, list[Alert]]:
+        """Remember one order that is not late; only a want of memory judges windows here. As `take` otherwise."""
+        alerts: list[Alert] = []
         if any(each.order_id == order.order_id for each in known.orders):
             return "repeated", alerts
         if order.event_time_ms <= known.closed_ms:

@@ -29,6 +29,8 @@ PURE = [
     Path("models/churn.py"),
     Path("stream/alerts.py"),
     Path("stream/order_brushing.py"),
+    Path("stream/group_detectors.py"),
+    Path("stream/brushed_shops.py"),
     Path("models/split.py"),
     *(path for path in FILES if path.parent in {Path("stream/formats"), Path("models/baselines")}),
 ]

@@ -1,0 +1,65 @@
+"""Order brushing live: the rule of stream/order_brushing.py as a detector of groups of the kind shop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from stream.alerts import Alert
+from stream.group_detectors import SHOP, Fold, Group, GroupEvent
+from stream.order_brushing import KIND, Order, OrderBrushing, ShopOrders
+
+__all__ = ["BrushedShops"]
+
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class BrushedShops:
+    """A ``GroupDetector`` over the rule: the same alerts, however the orders are cut into calls.
+
+    Args:
+        rule: with its limits; its orders and members together are what a row may take.
+        remembered_ms: how long after its last order a flagged shop's verdict is known.
+    """
+
+    rule: OrderBrushing
+    remembered_ms: int = 30 * _DAY_MS
+
+    @property
+    def kind(self) -> str:
+        """Of its alerts and rows."""
+        return KIND
+
+    @property
+    def group_types(self) -> frozenset[str]:
+        """Shops alone."""
+        return frozenset({SHOP})
+
+    @property
+    def bucket_ms(self) -> int:
+        """One row: windows overlap, and a verdict grows."""
+        return 0
+
+    @property
+    def max_row_bytes(self) -> int:
+        """Orders whose windows are open, suspicious buyers, and a few numbers."""
+        return self.rule.max_order_bytes + self.rule.max_member_bytes + 1024
+
+    def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
+        """Remember the orders among the events, then judge every window that is complete."""
+        known, alerts = ShopOrders.of_row(row), list[Alert]()
+        for event in events:
+            if event.action == "purchase":
+                order_id = event.order_id or event.event_id or f"{event.partition}/{event.offset}"
+                order = Order(event.event_time_ms, order_id, event.user_id, event.partition, event.offset)
+                known.last_ms = max(known.last_ms, order.event_time_ms)
+                alerts += self.rule.add(group.id, known, order)[1]
+        alerts += self.rule.judge(group.id, known, watermark_ms)
+        due_ms = self.rule.deadline_ms(known)
+        if due_ms is None:
+            due_ms = known.last_ms + self.remembered_ms
+            if due_ms <= watermark_ms or not known.members:
+                return Fold(None, alerts)
+        return Fold(known.row(), alerts, due_ms)

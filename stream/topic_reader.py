@@ -126,6 +126,56 @@ def read_all(client: Mapping[str, Any], topic: str, partitions: int) -> Iterator
         yield from read(consumer, topic, bounds(consumer, topic, partitions))
 
 
+def offsets_since(consumer: Consumer, topic: str, partitions: int, time_ms: int) -> dict[int, Bounds]:
+    """As ``bounds``, from the first record that the broker has stamped with the time or a later one.
+
+    Raises:
+        BrokerUnreachable: nobody answered.
+    """
+    whole = bounds(consumer, topic, partitions)
+    try:
+        found = consumer.offsets_for_times(
+            [TopicPartition(topic, number, time_ms) for number in whole], timeout=REQUEST_TIMEOUT_S
+        )
+    except KafkaException as error:
+        raise BrokerUnreachable(
+            f"The broker does not say where {topic} was at {time_ms} ms: {error.args[0].str()}. "
+            "Look at `foreclick broker status`."
+        ) from error
+    # Nothing as late as that: the broker answers the end, which librdkafka writes as -1.
+    starts = {each.partition: each.offset for each in found}
+    return {
+        number: Bounds(min(end, max(start, starts[number])) if starts[number] >= 0 else end, end)
+        for number, (start, end) in whole.items()
+    }
+
+
+def follow(
+    consumer: Consumer, starts: Mapping[tuple[str, int], int], idle_s: float = 0.5
+) -> Iterator[CommittedRecord | None]:
+    """Committed records from the given offsets on, for ever; None whenever there was nothing for ``idle_s``.
+
+    Args:
+        consumer: from ``reader``; it is assigned here.
+        starts: first offset by topic and partition.
+
+    Raises:
+        BrokerUnreachable: the broker refuses to go on. One that is away is waited for.
+    """
+    consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in starts.items()])
+    while True:
+        quiet = True
+        for message in consumer.consume(500, idle_s):
+            error = message.error()
+            if error is None:
+                quiet = False
+                yield _record(message, int(message.partition() or 0), int(message.offset() or 0))
+            elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                raise BrokerUnreachable(f"Reading {message.topic()} failed: {error.str()}.")
+        if quiet:
+            yield None
+
+
 def _record(message: Message, partition: int, offset: int) -> CommittedRecord:
     headers: Any = message.headers() or []
     return CommittedRecord(

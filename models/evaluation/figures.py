@@ -201,3 +201,25 @@ def purchase_by_events(model: str, by_method: Mapping[str, Sequence[tuple[int, E
         axes.legend()
 
     return _drawn(draw)
+
+
+def surprisal_by_event(
+    nats: Sequence[float], sessions: Sequence[int], marked: Sequence[bool], width: float = 9.0
+) -> str:
+    """Surprisal of a user's events in their order; sessions take turns in colour, marked events wear a cross.
+
+    Args:
+        nats: of N events.
+        sessions: N numbers of their sessions.
+        marked: N, those that something rests on.
+    """
+
+    def draw(axes: Axes) -> None:
+        turn = np.cumsum(np.append(0, np.diff(np.asarray(sessions)) != 0))
+        place = np.arange(1, len(nats) + 1)
+        axes.bar(place, nats, color=[_MODEL if each % 2 == 0 else _OTHERS[0] for each in turn], width=0.9)
+        at = np.flatnonzero(marked)
+        axes.plot(place[at], np.asarray(nats)[at], "x", color="C3", ms=6)
+        axes.set(xlabel="event", ylabel="surprisal, nats", xlim=(0.4, len(nats) + 0.6))
+
+    return _drawn(draw, width, 2.6)

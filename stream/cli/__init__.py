@@ -33,6 +33,8 @@ COMMANDS: Final = (
     "evaluate",
     "models",
     "state",
+    "alerts",
+    "explain",
     "dlq",
     "doctor",
     "bench",

@@ -11,7 +11,9 @@ ROUNDS ?= 5
 SEED   ?= 1
 DATA   ?= data
 
-.PHONY: demo test lint model check-data bench chaos lock clean
+PEERS  := quix bytewax flink
+
+.PHONY: demo test lint model check-data bench bench-peers bench-scaling peers peers-lock chaos lock clean
 
 # exec: the shell makes way for the program, so a Ctrl-C or a kill of make's child meets the program itself.
 demo: $(STAMP)
@@ -33,6 +35,31 @@ check-data: $(STAMP)
 
 bench: $(STAMP)
 	@exec .venv/bin/foreclick bench all $(ARGS)
+
+# The same work by other frameworks. One that cannot be installed here is in the table with the reason.
+bench-peers: peers
+	@exec .venv/bin/foreclick bench peers $(ARGS)
+
+bench-scaling: $(STAMP)
+	@exec .venv/bin/foreclick bench scaling $(ARGS)
+
+# An environment a peer, of its own lock; what went wrong is in .peers/NAME.log.
+peers: $(STAMP)
+	@mkdir -p .peers
+	@for peer in $(PEERS); do $(MAKE) --no-print-directory .peers/$$peer/.stamp || \
+	  echo "$$peer could not be installed; .peers/$$peer.log says why" >&2; done
+
+.peers/%/.stamp: tests/bench/peers/requirements-%.lock tests/bench/peers/flink.xml
+	@echo 'creating .peers/$*' && { .venv/bin/uv venv --quiet --clear --python $(PY) .peers/$* && \
+	  .venv/bin/uv pip sync --quiet --python .peers/$*/bin/python --require-hashes --compile-bytecode $< && \
+	  { test $* != flink || mvn --batch-mode --quiet -Dstyle.color=never --file tests/bench/peers/flink.xml \
+	    org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies -DincludeScope=runtime \
+	    -DoutputDirectory=$(CURDIR)/.peers/flink/jars; } && touch $@; } > .peers/$*.log 2>&1
+
+peers-lock: $(STAMP)
+	@for peer in $(PEERS); do .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate $(ARGS) --output-file tests/bench/peers/requirements-$$peer.lock \
+	  tests/bench/peers/requirements-$$peer.in || exit 1; done
 
 chaos: $(STAMP)
 	@exec $(PY) -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) $(ARGS)

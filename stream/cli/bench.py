@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,13 +24,25 @@ Sample = Annotated[
     bool, typer.Option("--sample", help="Profile the worker by samples; its figures are then too low.")
 ]
 
+Repeats = Annotated[int, typer.Option(min=1, help="Rounds; every entrant runs once in each.")]
+Only = Annotated[str | None, typer.Option(help="Names of some entrants, comma separated.")]
+PeerSeconds = Annotated[float, typer.Option(min=1, help="How long events a second are counted.")]
+PacedSeconds = Annotated[float, typer.Option(min=1, help="How long each steady rate lasts.")]
+PeerEvents = Annotated[int, typer.Option(min=1000, help="Events of the backlog that all read.")]
+UserCounts = Annotated[str, typer.Option(help="Numbers of users, comma separated.")]
+ScalingEvents = Annotated[int, typer.Option(min=1000, help="Events that each of them is measured with.")]
+RaceSeed = Annotated[int, typer.Option(help="Draws traffic, order and the moments of the kills.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for table, chart and JSON; tests/bench/results when not given.")
+]
+
 
 class NotInstalled(ForeclickError):
     """The benches are part of the source tree, not of the installed package."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench all|pipeline|latency|swap|poison|restore|model``."""
+    """Add ``bench all|pipeline|latency|swap|poison|restore|model|peers|scaling``."""
     bench = typer.Typer(
         no_args_is_help=True,
         help="Throughput against a stock Faust agent, latency, restore, memory. Tables, and one JSON line last.",
@@ -42,6 +54,8 @@ def register(app: typer.Typer) -> None:
     bench.command(epilog="Example: foreclick bench poison --events 100000")(poison)
     bench.command(epilog="Example: foreclick bench restore --restore-users 200000")(restore)
     bench.command(epilog="Example: foreclick bench model")(model)
+    bench.command(epilog="Example: foreclick bench peers --repeats 1 --only foreclick,ceiling")(peers)
+    bench.command(epilog="Example: foreclick bench scaling --users 10000,100000")(scaling)
     app.add_typer(bench, name="bench")
 
 
@@ -111,7 +125,50 @@ def model(model: Model = None) -> None:
     _run("model", model)
 
 
+def peers(
+    repeats: Repeats = 5,
+    only: Only = None,
+    seconds: PeerSeconds = 15,
+    paced_seconds: PacedSeconds = 12,
+    events: PeerEvents = 600_000,
+    seed: RaceSeed = 1,
+    out: Out = None,
+    model: Model = None,
+) -> None:
+    """The same work by Faust, Quix Streams, Bytewax, PyFlink and a bare loop; `make peers` installs them."""
+    _import("bench.peers.race").run(
+        repeats=repeats,
+        only=only,
+        seed=seed,
+        out=out,
+        model=model,
+        measures=_import("bench.peers.measuring").Measures(
+            events=events, seconds=seconds, paced_s=paced_seconds, kill_s=max(12.0, paced_seconds)
+        ),
+    )
+
+
+def scaling(
+    users: UserCounts = "10000,100000,1000000",
+    events: ScalingEvents = 200_000,
+    seed: RaceSeed = 1,
+    out: Out = None,
+    model: Model = None,
+) -> None:
+    """One worker and two, few users and many: cost of an event, memory, disk, restore."""
+    numbers = [int(number) if number.strip().isdigit() else 0 for number in users.split(",")]
+    if not all(numbers):
+        raise typer.BadParameter(f"--users {users} is no list of numbers; give it as 10000,100000.")
+    _import("bench.scaling").run(numbers, events, seed, model, out)
+
+
 def _run(part: str, model_folder: Path | None, **sizes: float) -> None:
+    runs = _import("bench.runs")
+    runs.run(part, _import("bench.bed").Sizes(**sizes), model_folder)
+
+
+def _import(module: str) -> Any:
+    """A module of the checkout's tests."""
     root = Path(__file__).parents[2]
     if not (root / "tests" / "bench" / "runs.py").is_file():
         raise NotInstalled(
@@ -119,6 +176,6 @@ def _run(part: str, model_folder: Path | None, **sizes: float) -> None:
             "Run `make bench` in a checkout."
         )
     # A console script does not have the checkout on its path; it goes first, as others may have a package `tests` too.
-    sys.path.insert(0, str(root))
-    runs = importlib.import_module("tests.bench.runs")
-    runs.run(part, importlib.import_module("tests.bench.bed").Sizes(**sizes), model_folder)
+    if sys.path[0] != str(root):
+        sys.path.insert(0, str(root))
+    return importlib.import_module(f"tests.{module}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ import psutil
 from stream.demo import Worker
 from stream.errors import ForeclickError
 from stream.settings import Settings
+from tests.bench.parent import end_with_parent
 from tests.bench.sampler import SIGNAL
 
 ROOT = Path(__file__).parents[2]
@@ -27,18 +26,17 @@ class BenchFailed(ForeclickError):
     """A figure cannot be reported, because what it would be measured on is not what it should be."""
 
 
-def end_with_parent() -> None:
-    """Let Linux send this process SIGTERM when its parent ends, however that ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def start(
-    module: str, *arguments: str, log: Path, environment: dict[str, str] | None = None
+    module: str,
+    *arguments: str,
+    log: Path,
+    environment: dict[str, str] | None = None,
+    python: str | Path = sys.executable,
 ) -> subprocess.Popen[bytes]:
     """Run a module of this checkout as a process of its own; what it says goes to the log."""
     with log.open("wb") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [str(python), "-m", module, *arguments],
             cwd=ROOT,
             env=environment,
             stdout=out,
@@ -59,6 +57,22 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
             process.wait()
 
 
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make a worker process run over these settings."""
+    return os.environ | {
+        "FORECLICK_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        **{
+            f"FORECLICK_TOPICS__{field.upper()}": str(value)
+            for field, value in settings.topics.model_dump().items()
+        },
+        "FORECLICK_APP_ID": settings.app_id,
+        "FORECLICK_DATA_DIR": str(settings.data_dir),
+        "FORECLICK_HTTP__PORT": str(settings.http.port),
+        "FORECLICK_MODEL": str(settings.model),
+        "FORECLICK_LOG_FORMAT": "json",
+    }
+
+
 class BenchWorker(Worker):
     """One worker process over the given settings; variables of the environment that set others reach it too.
 
@@ -69,17 +83,8 @@ class BenchWorker(Worker):
     def __init__(self, settings: Settings, log: Path, samples: Path | None = None):
         self.port, self.log = settings.http.port, log
         self.samples = samples
-        environment = os.environ | {
-            "FORECLICK_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-            "FORECLICK_TOPICS__PREFIX": settings.topics.prefix,
-            "FORECLICK_APP_ID": settings.app_id,
-            "FORECLICK_DATA_DIR": str(settings.data_dir),
-            "FORECLICK_HTTP__PORT": str(self.port),
-            "FORECLICK_MODEL": str(settings.model),
-            "FORECLICK_LOG_FORMAT": "json",
-        }
         module = ["stream.cli"] if samples is None else ["tests.bench.sampler", str(samples)]
-        self._process = start(*module, "worker", log=log, environment=environment)
+        self._process = start(*module, "worker", log=log, environment=worker_environment(settings))
 
     @property
     def pid(self) -> int:

@@ -14,7 +14,9 @@ from stream.stage import FENCE_KEY
 from tests.bench.processes import BenchFailed
 
 READ_TIMEOUT_S = 120.0
-_OFFSET_FIELD = b'"offset":'
+LEADER_TIMEOUT_S = 15.0
+_LEADER_ON_ITS_WAY = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_PARTITION_FIELD, _OFFSET_FIELD = b'"partition":', b'"offset":'
 
 
 def consumer_of(client: dict[str, Any], **settings: Any) -> Consumer:
@@ -30,10 +32,19 @@ def partitions_of(consumer: Consumer, topic: str) -> list[int]:
 
 def ends_of(consumer: Consumer, topic: str) -> dict[int, int]:
     """High watermark of each partition."""
-    return {
-        p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1]
-        for p in partitions_of(consumer, topic)
-    }
+    return {p: _end_of(consumer, TopicPartition(topic, p)) for p in partitions_of(consumer, topic)}
+
+
+def _end_of(consumer: Consumer, partition: TopicPartition) -> int:
+    """High watermark; asked again while the leader of a partition that is new is not known everywhere."""
+    deadline = time.monotonic() + LEADER_TIMEOUT_S
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(partition, timeout=10)[1])
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_ON_ITS_WAY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _is_end(message: Message) -> bool:
@@ -44,10 +55,15 @@ def _is_end(message: Message) -> bool:
     return error is not None
 
 
-def source_offset(value: bytes) -> int:
-    """The source offset in a prediction, without decoding it: ``"source":{"topic":…,"partition":…,"offset":…}``."""
-    start = value.index(_OFFSET_FIELD) + len(_OFFSET_FIELD)
-    return int(value[start : value.index(b"}", start)])
+def source_position(value: bytes) -> tuple[int, int]:
+    """Where a prediction's event stood, without decoding it: ``"source":{"topic":…,"partition":…,"offset":…}``.
+
+    Not the prediction's own partition: other programs than ours may choose that by another hash of the key.
+    """
+    start = value.index(_PARTITION_FIELD) + len(_PARTITION_FIELD)
+    end = value.index(_OFFSET_FIELD, start)
+    offset = end + len(_OFFSET_FIELD)
+    return int(value[start : end - 1]), int(value[offset : value.index(b"}", offset)])
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ def read_predictions(client: dict[str, Any], topic: str, events: int) -> Written
                 at_end.add(partition)
             elif message.key() != FENCE_KEY:
                 value, timestamp = message.value(), message.timestamp()[1]
-                positions.add((partition, source_offset(value)))
+                positions.add(source_position(value))
                 timestamps.append(timestamp)
                 offsets[partition].append((message.offset(), timestamp))
                 value_bytes += len(value)
@@ -145,7 +161,7 @@ class Reader(threading.Thread):
             now_s = time.time()
             for message in messages:
                 if message.error() is None and message.key() != FENCE_KEY:
-                    arrived_s.setdefault((message.partition(), source_offset(message.value())), now_s)
+                    arrived_s.setdefault(source_position(message.value()), now_s)
         consumer.close()
 
     def end(self) -> None:

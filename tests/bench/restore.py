@@ -39,7 +39,7 @@ def run(bed: Bed) -> dict[str, float]:
     shutil.rmtree(settings.data_dir)
     tell("restore: starting again without the data directory")
     with bed.worker(settings, "restoring") as worker, bed.cpu(worker=worker.pid) as watch:
-        began_s, ended_s, records_restored, rows = _restored(worker)
+        began_s, ended_s, records_restored, rows = restored(worker)
         restored_rss_mib = worker.rss_mib
     used_s = watch.used_s(began_s, ended_s)
     if records_restored < users:
@@ -72,7 +72,7 @@ def _row_bytes(worker: BenchWorker) -> int:
     return int(json.loads(body)["bytes"]) if status == 200 else 0
 
 
-def _restored(worker: BenchWorker) -> tuple[float, float, int, int]:
+def restored(worker: BenchWorker) -> tuple[float, float, int, int]:
     """When the restore began and ended, and how many records and rows it made."""
     deadline = time.monotonic() + TIMEOUT_S
     last_look_s = began_s = None

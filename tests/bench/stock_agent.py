@@ -21,28 +21,23 @@ import msgspec
 import torch
 
 from models.registry import load_artefact
-from tests.bench.processes import end_with_parent
+from tests.bench.parent import end_with_parent
+from tests.bench.peers.settings import PeerSettings
 from tests.bench.stock_clicks import StockClicks, decode
 
 # A send may wait, and other tasks (the producer's, the changelog's) run meanwhile: their time is in it too.
 PARTS = ("decode", "table get", "fold", "model", "render", "table set", "send")
 
 
-class StockSettings(msgspec.Struct):
-    """What the agent is told; ``topic_id`` as hexadecimal text, ``store`` as Faust's own setting."""
+class StockSettings(PeerSettings, kw_only=True):
+    """What the agent is told beside what every peer is; ``store`` as Faust's own setting.
 
-    bootstrap_servers: str
-    app_id: str
-    clicks_topic: str
-    topic_id: str
-    predictions_topic: str
-    dead_letters_topic: str
-    partitions: int
-    source: str
-    model: str
-    data_dir: str
-    profile: str
-    events: int
+    Args:
+        profile: file for where the time went, or empty.
+    """
+
+    profile: str = ""
+    events: int = 0
     store: str = "rocksdb://"
 
 
@@ -62,6 +57,8 @@ def stock_app(settings: StockSettings) -> faust.App:
         table_standby_replicas=0,
         web_enabled=False,
         producer_max_batch_size=500_000,
+        broker_commit_interval=settings.commit_interval_s,
+        broker_session_timeout=settings.session_timeout_s,
     )
 
     def raw_topic(name: str) -> faust.TopicT:
@@ -123,7 +120,7 @@ def stock_app(settings: StockSettings) -> faust.App:
             ):
                 spent_s[part] += seconds
             done += 1
-            if done == settings.events:
+            if settings.profile and done == settings.events:
                 profile = {"seconds": t7 - began_s, "process_s": time.process_time(), "spent_s": spent_s}
                 Path(settings.profile).write_bytes(msgspec.json.encode(profile))  # noqa: ASYNC240 - the work is done
 

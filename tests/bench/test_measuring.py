@@ -8,7 +8,9 @@ import pytest
 
 from stream.cli import bench
 from stream.events import Event, decode_events
-from tests.bench.readers import _first_transaction, source_offset
+from tests.bench import scaling
+from tests.bench.processes import BenchFailed
+from tests.bench.readers import _first_transaction, source_position
 from tests.bench.traffic import Traffic
 
 CATEGORIES = ("c1", "c2", "shoes & socks")
@@ -42,12 +44,12 @@ def test_each_user_once_is_each_user_once() -> None:
     assert len(set(keys)) == 300
 
 
-def test_the_source_offset_is_read_without_decoding() -> None:
+def test_the_source_position_is_read_without_decoding() -> None:
     """From the ``source`` of a prediction, wherever other numbers stand."""
     value = (
         b'{"event_id":"e-7","source":{"topic":"clicks","partition":3,"offset":18842},"session":{"index":1}}'
     )
-    assert source_offset(value) == 18842
+    assert source_position(value) == (3, 18842)
 
 
 def test_the_first_transaction_ends_where_its_marker_took_an_offset() -> None:
@@ -65,3 +67,17 @@ def test_a_package_without_its_tests_says_where_the_benches_are(
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "stream" / "cli" / "bench.py"))
     with pytest.raises(bench.NotInstalled, match="make bench"):
         bench.model(None)
+
+
+def test_the_cost_of_an_event_leaves_out_beginning_and_end() -> None:
+    """Between a tenth and nearly all of the events: what small micro-batches cost there is not what load costs."""
+    looks = [
+        scaling.Look(0, 1000, 5.0),
+        scaling.Look(1, 1100, 9.0),
+        scaling.Look(2, 1500, 9.4),
+        scaling.Look(3, 1960, 9.86),
+        scaling.Look(9, 2000, 12.0),
+    ]
+    assert scaling.cost_of(looks, 1000) == pytest.approx((1000, 430))
+    with pytest.raises(BenchFailed, match="--events"):
+        scaling.cost_of([scaling.Look(0, 0, 0.0), scaling.Look(1, 1000, 1.0)], 1000)

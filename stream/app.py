@@ -289,7 +289,6 @@ class ForeclickApp(faust.App):
 def create_app(settings: Settings) -> ForeclickApp:
     """A Faust app over the settings; nothing is connected before it is started."""
     requirements.check()
-    requirements.quicken_transactions()
     configure_logs(settings.log_format, settings.log_level)
     make_data_dir(settings.data_dir)
     app = ForeclickApp(

@@ -1,7 +1,7 @@
 """What one partition asks of the broker, over aiokafka: fence, transactions, changelog and offsets.
 
-aiokafka's OffsetFetch knows no ``require_stable`` and its transactions no group generation (KIP-447), so ownership
-hangs on the transactional id alone: one per source partition, fenced before anything is read.
+aiokafka's OffsetFetch knows no ``require_stable``, so ownership hangs on the transactional id alone: one per source
+partition, fenced before anything is read. The transactions themselves are those of transaction.py.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
+from stream.engine.transaction import Batch, TakenOver, Transactions, batches_of
 from stream.errors import BrokenInvariant
 from stream.stage import FENCE_KEY, Message, Row
 
 FENCE_TIMEOUT_S = 60.0  # the broker waits out a predecessor's commit in flight
 SETTLE_TIMEOUT_S = 40.0  # longer than the broker needs to abort a transaction of 30 s
 STALL_TIMEOUT_S = 30.0
-MAX_BATCH_BYTES = 1_000_000  # under the broker's default message.max.bytes
 RESTORE_FETCH_BYTES = 4 << 20
 CLOSE_TIMEOUT_S = 3.0
 
@@ -108,25 +108,19 @@ class KafkaLog:
         self._changelog = TopicPartition(topics.changelog, number)
         self._targets = {topic: number % count for topic, count in topics.outputs.items()}
         self._targets[topics.changelog] = number
-        self._producer: AIOKafkaProducer | None = None
+        self._transactions: Transactions | None = None
 
     # ------------------------------------------------------------------ taking over
 
     async def fence(self) -> None:
-        self._producer = AIOKafkaProducer(
-            **self._client,
-            client_id=self.transactional_id,
-            transactional_id=self.transactional_id,
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            max_batch_size=MAX_BATCH_BYTES,
-            max_request_size=4 * MAX_BATCH_BYTES,
-            transaction_timeout_ms=self._transaction_timeout_ms,
-            retry_backoff_ms=3,
+        self._transactions = Transactions(
+            self._client,
+            self.transactional_id,
+            timeout_ms=self._transaction_timeout_ms,
+            topics=self._targets,
         )
         try:
-            await asyncio.wait_for(self._producer.start(), FENCE_TIMEOUT_S)
+            await self._transactions.start(FENCE_TIMEOUT_S)
         except TimeoutError as error:
             raise BrokenInvariant(
                 f"The broker did not hand {self.transactional_id} over within {FENCE_TIMEOUT_S:.0f} s. Look at its "
@@ -134,16 +128,13 @@ class KafkaLog:
             ) from error
 
     async def cleanse(self) -> None:
-        producer = self._open_producer()
+        now_ms = int(time.time() * 1000)
         with self._taken_over():
-            await producer.begin_transaction()
-            acknowledged = [
-                await producer.send(topic, key=FENCE_KEY, value=b"", partition=partition)
-                for topic, partition in self._targets.items()
-            ]
-            for future in acknowledged:
-                await future
-            await producer.abort_transaction()
+            transactions = self._fenced()
+            await transactions.write(
+                {place: batches_of([(FENCE_KEY, b"", [])], now_ms) for place in self._targets.items()}
+            )
+            await transactions.end(commit=False)
 
     async def settled(self) -> None:
         deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT_S
@@ -220,69 +211,46 @@ class KafkaLog:
     async def commit(
         self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
     ) -> int:
-        producer = self._open_producer()
+        now_ms = int(time.time() * 1000)  # asked once: what is written together was made together
+        batches: dict[tuple[str, int], list[Batch]] = {}
+        for topic, items in messages.items():
+            if made := batches_of(items, now_ms):
+                batches[topic, self._targets[topic]] = made
+        changelog = self._changelog.topic, self._number
+        batches[changelog] = batches_of(((key, value, []) for key, value in rows), now_ms)
         with self._taken_over():
-            await producer.begin_transaction()
-            acknowledged = []
-            for topic, items in messages.items():
-                for batch in self._batches(items):
-                    future = await producer.send_batch(batch, topic, partition=self._targets[topic])
-                    acknowledged.append((future, batch.record_count()))
-            for batch in self._batches((key, value, []) for key, value in rows):
-                future = await producer.send_batch(batch, self._changelog.topic, partition=self._number)
-                acknowledged.append((future, batch.record_count()))
-            await producer.send_offsets_to_transaction({self._source: next_offset}, self._group)
-            position = -1
-            for future, count in acknowledged:
-                metadata = await future
-                if metadata.offset < 0:
-                    raise BrokenInvariant(
-                        f"The broker took a batch of {metadata.topic}[{metadata.partition}] for a repeat and gave no "
-                        "offset: what it holds is not known to be ours."
-                    )
-                position = metadata.offset + count - 1  # the changelog's batches are the last
+            transactions = self._fenced()
+            position = (self._group, self._source, next_offset)
+            ends = await transactions.write(batches, position, self.on_the_way)
             await self.before_commit()
-            await producer.commit_transaction()
-        return position
+            await transactions.end(commit=True)
+        return ends[changelog]
 
     @contextlib.contextmanager
     def _taken_over(self) -> Iterator[None]:
         """Say what a refused transactional id means; it may be refused as early as in the cleanse."""
         try:
             yield
-        except ProducerFenced as error:
+        except TakenOver as error:
             raise BrokenInvariant(
                 f"Another worker has taken over {self._source.topic}[{self._number}]; this one was paused or cut off "
                 "for longer than session_timeout_ms. Its transaction is aborted, nothing is lost."
             ) from error
 
+    async def on_the_way(self) -> None:
+        """Everything was sent and nothing is acknowledged: where tests stop or kill the process."""
+
     async def before_commit(self) -> None:
         """Everything is acknowledged and nothing is committed: where tests stop or kill the process."""
 
-    def _batches(self, items: Iterable[Message]) -> Iterable[Any]:
-        producer = self._open_producer()
-        batch = producer.create_batch()
-        append = batch.append
-        now_ms = int(time.time() * 1000)  # asked once: what is written together was made together
-        for key, value, headers in items:
-            if append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
-                yield batch
-                batch = producer.create_batch()
-                append = batch.append
-                if append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
-                    raise BrokenInvariant(f"A record of {len(value or b'')} bytes does not fit any batch.")
-        if batch.record_count():
-            batch.close()
-            yield batch
-
-    def _open_producer(self) -> AIOKafkaProducer:
-        if self._producer is None:
+    def _fenced(self) -> Transactions:
+        if self._transactions is None:
             raise BrokenInvariant(f"Partition {self._number} writes before its fence.")
-        return self._producer
+        return self._transactions
 
     async def close(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            # The transaction has ended: what stop() could still lose is only the goodbye to the broker.
+        transactions, self._transactions = self._transactions, None
+        if transactions is not None:
+            # The transaction has ended: what closing could still lose is only the goodbye to the broker.
             with contextlib.suppress(asyncio.TimeoutError, KafkaError):
-                await asyncio.wait_for(producer.stop(), CLOSE_TIMEOUT_S)
+                await asyncio.wait_for(transactions.stop(), CLOSE_TIMEOUT_S)

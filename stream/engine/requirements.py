@@ -10,15 +10,25 @@ from importlib.metadata import version
 
 import aiokafka
 import faust
-from aiokafka.producer import sender
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faust.app.base import BootStrategy
 
 from stream.errors import Unsupported
 
 PINNED = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0"}
 
-TRANSACTION_BACKOFF_S = 0.005
+# transaction.py sends its own requests through these, and seals record batches that this builds.
+OF_THE_CLIENT = (
+    "bootstrap",
+    "set_topics",
+    "send",
+    "coordinator_lookup",
+    "force_metadata_update",
+    "get_random_node",
+    "close",
+)
 
 
 def check() -> None:
@@ -39,12 +49,11 @@ def check() -> None:
         or callable(getattr(BootStrategy, "server", None)),
         "faust BootStrategy.enable_kafka_consumer": hasattr(BootStrategy, "enable_kafka_consumer"),
         "faust.App.BootStrategy": faust.App.BootStrategy is BootStrategy,
-        "aiokafka.producer.sender.BACKOFF_OVERRIDE": hasattr(sender, "BACKOFF_OVERRIDE"),
-        "aiokafka send_batch": hasattr(aiokafka.AIOKafkaProducer, "send_batch"),
-        "aiokafka send_offsets_to_transaction": hasattr(
-            aiokafka.AIOKafkaProducer, "send_offsets_to_transaction"
+        **{f"aiokafka AIOKafkaClient.{name}": hasattr(AIOKafkaClient, name) for name in OF_THE_CLIENT},
+        "aiokafka ClusterMetadata.leader_for_partition": hasattr(ClusterMetadata, "leader_for_partition"),
+        "aiokafka DefaultRecordBatchBuilder.set_producer_state": hasattr(
+            DefaultRecordBatchBuilder, "set_producer_state"
         ),
-        "aiokafka BatchBuilder.record_count": hasattr(BatchBuilder, "record_count"),
         "aiokafka AIOKafkaConsumer.highwater": hasattr(aiokafka.AIOKafkaConsumer, "highwater"),
     }
     missing = [name for name, there in relied_on.items() if not there]
@@ -52,12 +61,3 @@ def check() -> None:
         raise Unsupported(
             f"Not found in the installed libraries: {', '.join(missing)}. Install the locked versions."
         )
-
-
-def quicken_transactions() -> None:
-    """Poll the transaction coordinator every 5 ms after CONCURRENT_TRANSACTIONS instead of every 20.
-
-    The broker answers so while it writes the markers of the transaction before. Asking every 2 ms is no better where
-    worker and broker share two cores: the questions themselves delay the answer.
-    """
-    sender.BACKOFF_OVERRIDE = TRANSACTION_BACKOFF_S

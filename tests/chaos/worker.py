@@ -20,7 +20,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -36,7 +36,7 @@ from stream.engine.service import Engine, EngineMetrics, Plan
 from stream.engine.store import Store
 from stream.logs import configure_logs
 from stream.settings import Settings, load_settings
-from stream.stage import Message, Rendered, Row
+from stream.stage import Message, Rendered
 
 INJECTED_EXIT = 9
 ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
@@ -153,27 +153,13 @@ class CountingWork:
         pass
 
 
-class _Tracked(dict[str, Iterable[Message]]):
-    """Messages by topic that tell when all of them have been handed to the producer."""
-
-    def __init__(self, messages: Mapping[str, Iterable[Message]], probe: Trap | Any):
-        super().__init__(messages)
-        self._probe = probe
-
-    def items(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().items()
-        self._probe("outputs sent")
-
-
 class ProbedLog(KafkaLog):
     """The product's log, with two more places to fail, both inside an open transaction."""
 
     probe: Any = staticmethod(lambda step: None)
 
-    async def commit(
-        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
-    ) -> int:
-        return await super().commit(_Tracked(messages, self.probe), rows, next_offset)
+    async def on_the_way(self) -> None:
+        self.probe("outputs sent")
 
     async def before_commit(self) -> None:
         self.probe("before commit")
@@ -247,7 +233,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def create_app(options: argparse.Namespace) -> ChaosApp:
     """The app of one worker, composed as stream/app.py does it."""
     requirements.check()
-    requirements.quicken_transactions()
     configure_logs("json", "info")
     settings = load_settings(
         {},

@@ -1,0 +1,366 @@
+"""Transactions of one transactional id, with as few round trips as the broker allows.
+
+aiokafka's producer asks five to seven times a transaction and lets a task wait for each; with eight partitions a
+worker spent more on that than on the model. Here records and source position leave side by side and the end follows:
+two round trips where the cluster has transaction version 2 (KIP-890, Kafka 4.0), in which brokers add partitions to a
+transaction by themselves, four where it has not.
+
+What a broker answers while leaders or coordinators move is asked again until the deadline, with the same bytes: the
+sequence numbers make the repeat harmless. Everything else ends the transaction's owner: nobody retries a transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import KafkaError, for_code
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from stream.engine import wire
+from stream.errors import BrokenInvariant
+from stream.stage import Message
+
+MAX_BATCH_BYTES = 1_000_000  # under the broker's default message.max.bytes
+PAUSE_S = 0.005  # after "the transaction before is still being ended": a few milliseconds
+LONG_PAUSE_S = 0.05  # after anything that takes an election
+SEQUENCES = 2**31
+
+# Kafka's error codes, https://kafka.apache.org/protocol#protocol_error_codes
+DUPLICATE_SEQUENCE, CONCURRENT = 46, 51
+FENCED = {47, 90}  # a newer epoch of this transactional id is known
+ELSEWHERE = {3, 5, 6, 13, 14, 15, 16, 74, 75}  # leader or coordinator is moving, or not loaded yet
+LATER = {7, 19, 20, 56, CONCURRENT}
+NAMES = {90: "ProducerFenced", 120: "TransactionAbortable"}
+
+A = TypeVar("A")
+
+
+class TakenOver(BrokenInvariant):
+    """Somebody else has started a producer of this transactional id: this process must not write any more."""
+
+
+class Batch(NamedTuple):
+    """Records of one partition that fit a record batch."""
+
+    builder: Any
+    records: int
+
+
+def batches_of(items: Iterable[Message], now_ms: int) -> list[Batch]:
+    """Record batches (magic 2, uncompressed), in order.
+
+    Raises:
+        BrokenInvariant: one record alone is larger than a batch.
+    """
+    batches: list[Batch] = []
+    builder, count = _builder(), 0
+    append = builder.append
+    for key, value, headers in items:
+        if append(count, now_ms, key, value, headers) is None:
+            batches.append(Batch(builder, count))
+            builder, count = _builder(), 0
+            append = builder.append
+            append(0, now_ms, key, value, headers)  # the first is always taken
+        if not count and builder.size() > MAX_BATCH_BYTES:
+            raise BrokenInvariant(f"A record of {len(value or b'')} bytes does not fit any batch.")
+        count += 1
+    if count:
+        batches.append(Batch(builder, count))
+    return batches
+
+
+def _builder() -> Any:
+    return DefaultRecordBatchBuilder(2, 0, 1, -1, -1, -1, MAX_BATCH_BYTES)
+
+
+class Transactions:
+    """One transaction after another of one transactional id.
+
+    Args:
+        options: of aiokafka's client: addresses and security.
+        timeout_ms: after which the coordinator aborts a transaction by itself; nothing here waits longer.
+        topics: that are written to.
+        newest: the highest transaction version to use, for tests of the older one.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        transactional_id: str,
+        *,
+        timeout_ms: int,
+        topics: Iterable[str],
+        newest: int = 2,
+    ):
+        self._options = dict(options)
+        self._id = transactional_id
+        self._timeout_ms = timeout_ms
+        self._topics = list(topics)
+        self._newest = newest
+        self._client: Any = None
+        self._producer = wire.Producer(-1, -1)
+        self._sequences: dict[tuple[str, int], int] = {}
+        self._coordinators: dict[str, int] = {}
+        self.version = 1
+
+    # ------------------------------------------------------------------ start and stop
+
+    async def start(self, timeout_s: float) -> None:
+        """Fence: from here on the broker refuses whoever wrote under this id before.
+
+        Raises:
+            TimeoutError: the coordinator was still ending the predecessor's transaction.
+        """
+        self._client = AIOKafkaClient(**(self._options | {"client_id": self._id, "retry_backoff_ms": 20}))
+        await self._client.bootstrap()
+        await self._client.set_topics(self._topics)
+        deadline_s = time.monotonic() + timeout_s
+        node = self._client.get_random_node()
+        found = await self._client.send(node, wire.features())
+        self.version = min(self._newest, max(1, found.get("transaction.version", 1)))
+        request = wire.init_producer(self._id, self._timeout_ms)
+        _, self._producer = await self._ask(
+            CoordinationType.TRANSACTION, self._id, request, lambda answer: answer[0], deadline_s
+        )
+
+    async def stop(self) -> None:
+        """Close the connections. An open transaction stays open: the next owner's fence aborts it."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    # ------------------------------------------------------------------ a transaction
+
+    async def write(
+        self,
+        batches: Mapping[tuple[str, int], Sequence[Batch]],
+        offsets: tuple[str, TopicPartition, int] | None = None,
+        on_the_way: Callable[[], Awaitable[None]] | None = None,
+    ) -> dict[tuple[str, int], int]:
+        """Open a transaction with these records, and the source position for a group.
+
+        Args:
+            batches: by topic and partition.
+            offsets: group, source partition, next offset.
+            on_the_way: awaited when everything was sent and nothing is acknowledged yet.
+
+        Returns:
+            The offset of the last record, by topic and partition.
+
+        Raises:
+            TakenOver: another producer of this id has started.
+            BrokenInvariant: the broker refused, or did not answer in time.
+        """
+        deadline_s = time.monotonic() + self._timeout_ms / 1000
+        if self.version == 1:
+            await self._add(batches, offsets, deadline_s)
+        writing = asyncio.ensure_future(self._produce(batches, deadline_s))
+        work: list[asyncio.Future[Any]] = [writing]
+        if offsets is not None:
+            work.append(asyncio.ensure_future(self._commit_offsets(*offsets, deadline_s)))
+        try:
+            if on_the_way is not None:
+                await asyncio.sleep(0)
+                await on_the_way()
+            await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+        return writing.result()
+
+    async def end(self, *, commit: bool) -> None:
+        """End it; returns when the coordinator has written the decision down.
+
+        Asked again after a lost answer, the coordinator says the same once more.
+        """
+        deadline_s = time.monotonic() + self._timeout_ms / 1000
+        request = wire.end(self._id, 5 if self.version > 1 else 3, self._producer, commit=commit)
+        ended = await self._ask(
+            CoordinationType.TRANSACTION, self._id, request, lambda answer: answer.error, deadline_s
+        )
+        if ended.producer is not None and ended.producer != self._producer:
+            self._producer = ended.producer
+            self._sequences.clear()
+
+    async def _add(
+        self,
+        batches: Mapping[tuple[str, int], Sequence[Batch]],
+        offsets: tuple[str, TopicPartition, int] | None,
+        deadline_s: float,
+    ) -> None:
+        """Tell the coordinator what the transaction will touch, as clusters before transaction version 2 ask."""
+        partitions = _by_topic(dict.fromkeys(batches))
+        request = wire.add_partitions(self._id, self._producer, partitions)
+        await self._ask(CoordinationType.TRANSACTION, self._id, request, _worst, deadline_s)
+        if offsets is not None:
+            adding = wire.add_offsets(self._id, self._producer, offsets[0])
+            await self._ask(CoordinationType.TRANSACTION, self._id, adding, int, deadline_s)
+
+    async def _commit_offsets(
+        self, group: str, source: TopicPartition, offset: int, deadline_s: float
+    ) -> None:
+        request = wire.commit_offsets(
+            self._id,
+            5 if self.version > 1 else 3,
+            self._producer,
+            group,
+            {source.topic: {source.partition: offset}},
+        )
+        await self._ask(CoordinationType.GROUP, group, request, _worst, deadline_s)
+
+    # ------------------------------------------------------------------ records
+
+    async def _produce(
+        self, batches: Mapping[tuple[str, int], Sequence[Batch]], deadline_s: float
+    ) -> dict[tuple[str, int], int]:
+        """Write all batches: of each partition one a request, the next when the one before is acknowledged."""
+        ends: dict[tuple[str, int], int] = {}
+        for wave in range(max(map(len, batches.values()), default=0)):
+            turn = {place: mine[wave] for place, mine in batches.items() if wave < len(mine)}
+            unwritten = {place: self._sealed(place, batch) for place, batch in turn.items()}
+            first = await self._write_wave(unwritten, deadline_s)
+            ends |= {place: offset + turn[place].records - 1 for place, offset in first.items()}
+        return ends
+
+    def _sealed(self, place: tuple[str, int], batch: Batch) -> bytes:
+        sequence = self._sequences.get(place, 0)
+        self._sequences[place] = (sequence + batch.records) % SEQUENCES
+        batch.builder.set_producer_state(*self._producer, sequence)
+        return bytes(batch.builder.build())
+
+    async def _write_wave(
+        self, unwritten: dict[tuple[str, int], bytes], deadline_s: float
+    ) -> dict[tuple[str, int], int]:
+        """One batch a partition, each to its leader; offset of the first record of each."""
+        offsets: dict[tuple[str, int], int] = {}
+        while True:
+            trouble, moved = "", False
+            by_leader: dict[int, dict[tuple[str, int], bytes]] = {}
+            for place, records in unwritten.items():
+                leader = self._client.cluster.leader_for_partition(TopicPartition(*place))
+                if leader is None or leader < 0:
+                    trouble, moved = f"{_places([place])} has no leader", True
+                else:
+                    by_leader.setdefault(leader, {})[place] = records
+            answers = await asyncio.gather(*(self._to_leader(*led) for led in by_leader.items()))
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    trouble, moved = repr(answer), True
+                    continue
+                for place, written in answer.items():
+                    if not written.error:
+                        if written.offset < 0:
+                            raise _repeated(place)
+                        offsets[place] = written.offset
+                        del unwritten[place]
+                    else:
+                        self._refuse(written.error, f"Produce to {place[0]}[{place[1]}]", written.message)
+                        trouble = _name(written.error)
+                        moved = moved or written.error in ELSEWHERE
+            if not unwritten:
+                return offsets
+            await self._pause(f"Produce to {_places(unwritten)}", trouble, deadline_s, moved)
+
+    async def _to_leader(
+        self, leader: int, batches: dict[tuple[str, int], bytes]
+    ) -> dict[tuple[str, int], wire.Written] | BaseException:
+        version = 12 if self.version > 1 else 9
+        request = wire.produce(self._id, version, self._timeout_ms, _by_topic(batches))
+        try:
+            answer: dict[tuple[str, int], wire.Written] = await self._client.send(leader, request)
+        except (KafkaError, OSError) as error:
+            return error  # asked again with the same bytes
+        return answer
+
+    # ------------------------------------------------------------------ coordinators
+
+    async def _ask(
+        self,
+        kind: CoordinationType,
+        key: str,
+        request: wire.Request[A],
+        error_of: Callable[[A], int],
+        deadline_s: float,
+    ) -> A:
+        """Ask the coordinator of a transactional id or a group until it answers without an error."""
+        while True:
+            moved = False
+            try:
+                if key not in self._coordinators:
+                    self._coordinators[key] = await self._client.coordinator_lookup(kind, key)
+                answer: A = await self._client.send(self._coordinators[key], request)
+            except (KafkaError, OSError) as error:
+                errno = getattr(error, "errno", None)
+                if isinstance(error, KafkaError) and errno:
+                    self._refuse(errno, request.name, "")
+                trouble, moved = repr(error), True
+            else:
+                code = error_of(answer)
+                if not code:
+                    return answer
+                self._refuse(code, request.name, "")
+                trouble, moved = _name(code), code in ELSEWHERE
+            if moved:
+                self._coordinators.pop(key, None)
+            await self._pause(request.name, trouble, deadline_s, moved)
+
+    # ------------------------------------------------------------------ trouble
+
+    def _refuse(self, code: int, what: str, message: str) -> None:
+        """Raise unless asking again may help."""
+        if code in FENCED:
+            raise TakenOver(f"Another worker has started to write as {self._id} ({what}: {_name(code)}).")
+        if code == DUPLICATE_SEQUENCE:
+            raise _repeated((what, -1))
+        if code not in ELSEWHERE | LATER:
+            raise BrokenInvariant(
+                f"The broker refused {what} of {self._id}: {_name(code)} {message}".rstrip()
+                + ". Nothing of this "
+                "transaction is visible; look at the broker's log, then start again."
+            )
+
+    async def _pause(self, what: str, trouble: str, deadline_s: float, moved: bool) -> None:
+        pause_s = LONG_PAUSE_S if moved else PAUSE_S
+        if time.monotonic() + pause_s > deadline_s:
+            raise TimeoutError(
+                f"{what} of {self._id} was not answered in time; the last trouble was: {trouble}"
+            )
+        await asyncio.sleep(pause_s)
+        if moved:
+            # brokers that were added or came back under another address
+            with contextlib.suppress(KafkaError, OSError):
+                await self._client.force_metadata_update()
+
+
+def _repeated(place: tuple[str, int]) -> BrokenInvariant:
+    where = place[0] if place[1] < 0 else f"{place[0]}[{place[1]}]"
+    return BrokenInvariant(
+        f"The broker took a batch of {where} for a repeat and gave no offset: what it holds is not known to be ours."
+    )
+
+
+def _worst(errors: Mapping[tuple[str, int], int]) -> int:
+    """Of an answer with an error a partition: a final one before one that may pass."""
+    codes = [code for code in errors.values() if code]
+    return next((code for code in codes if code not in ELSEWHERE | LATER), codes[0] if codes else 0)
+
+
+def _name(code: int) -> str:
+    return NAMES.get(code) or f"{for_code(code).__name__} ({code})"
+
+
+def _places(places: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{topic}[{number}]" for topic, number in places)
+
+
+def _by_topic(values: Mapping[tuple[str, int], Any]) -> dict[str, dict[int, Any]]:
+    found: dict[str, dict[int, Any]] = {}
+    for (topic, number), value in values.items():
+        found.setdefault(topic, {})[number] = value
+    return found

@@ -1,13 +1,14 @@
 """Randomised fault rounds against a real broker.
 
-make chaos ROUNDS=30 SEED=1 ARGS="--broker-kills 12"
-make chaos ROUNDS=20 ARGS="--planted no-cleanse --broker-kills 20"
+make chaos ROUNDS=30 SEED=1
+make chaos ROUNDS=20 ARGS="--planted no-cleanse --broker-share 1"
+make chaos ROUNDS=3 ARGS="--only 'lost answer' --only cut --broker-share 0"
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import shlex
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stream.broker import Broker
+from tests.chaos.plan import WORKER_FAULTS
 from tests.chaos.planted import PLANTED
 from tests.chaos.rounds import Outcome, Shape, run_round, totals
 
@@ -26,17 +28,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1, help="of the first round; each next has one more")
+    parser.add_argument("--faults", type=int, default=default.faults, help="in a round")
     parser.add_argument(
-        "--broker-kills", type=int, default=None, help="rounds in which the broker is killed; a third"
+        "--only", action="append", choices=WORKER_FAULTS, help="these kinds of faults; repeatable"
     )
-    parser.add_argument("--kills-a-round", type=int, default=1, help="how often in each of those")
-    parser.add_argument("--seconds", type=float, default=default.seconds, help="of traffic in a round")
+    parser.add_argument(
+        "--broker-share", type=float, default=default.broker_share, help="of rounds that kill the broker"
+    )
+    parser.add_argument("--broker-kills", type=int, default=1, help="in each of those")
     parser.add_argument("--rate", type=float, default=default.rate, help="events a second")
     parser.add_argument("--planted", choices=PLANTED, help="run with a bug until it is caught")
     options = parser.parse_args(arguments)
-    kills = options.rounds // 3 if options.broker_kills is None else min(options.broker_kills, options.rounds)
-    killing = set(random.Random(options.seed).sample(range(options.rounds), kills))
-    shape = Shape(seconds=options.seconds, rate=options.rate, planted=options.planted)
+    shape = Shape(
+        faults=options.faults,
+        rate=options.rate,
+        broker_share=options.broker_share,
+        broker_kills=options.broker_kills,
+        kinds={kind: WORKER_FAULTS[kind] for kind in options.only or WORKER_FAULTS},
+        planted=options.planted,
+    )
     # An order to stop is an exception like Ctrl-C's, so that workers and broker are ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="foreclick-chaos-"))
@@ -44,10 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     with Broker(data_dir=folder / "broker") as broker:
         for number in range(options.rounds):
             seed = options.seed + number
-            broker_kills = options.kills_a_round if number in killing else 0
-            outcome = run_round(broker, seed, shape, folder / f"seed-{seed}", broker_kills)
+            outcome = run_round(broker, seed, shape, folder / f"seed-{seed}")
             outcomes.append(outcome)
             print(f"round {number + 1}/{options.rounds} {outcome}", flush=True)
+            if not outcome.clean:
+                print(f"the same plan again: {replay(arguments, seed)}", flush=True)
             if options.planted and not outcome.clean:
                 print(f"{options.planted} was caught in round {number + 1}", flush=True)
                 break
@@ -56,6 +67,21 @@ def main(arguments: Sequence[str]) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     caught = any(not outcome.clean for outcome in outcomes)
     return int(not caught if options.planted else caught)
+
+
+def replay(arguments: Sequence[str], seed: int) -> str:
+    """The command for the one round of this seed: what was asked for, with other numbers."""
+    kept: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        name, equals, _ = argument.partition("=")
+        if name in {"--rounds", "--seed"}:
+            if not equals:
+                next(left, None)
+        else:
+            kept.append(argument)
+    command = f"make chaos ROUNDS=1 SEED={seed}"
+    return f"{command} ARGS={shlex.quote(shlex.join(kept))}" if kept else command
 
 
 if __name__ == "__main__":

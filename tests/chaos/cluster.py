@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from confluent_kafka import (
@@ -15,7 +15,14 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
 
 TIMEOUT_S = 10
 
@@ -105,6 +112,24 @@ class Round:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Topic {self.source} was created but is not described.")
             time.sleep(0.1)
+
+    def compact(self, seconds: float, wait: Callable[[float], object] = time.sleep) -> None:
+        """Have the changelog be compacted as fast as the broker can for a while; ``wait`` passes the time."""
+        self._alter(self.changelog, {"segment.ms": "100", "max.compaction.lag.ms": "1"})
+        wait(seconds)
+        self._alter(
+            self.changelog, {name: COMPACTING[name] for name in ("segment.ms", "max.compaction.lag.ms")}
+        )
+
+    def _alter(self, name: str, config: Mapping[str, str]) -> None:
+        entries = [
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+            for key, value in config.items()
+        ]
+        admin = self.admin()
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=entries)
+        for future in admin.incremental_alter_configs([resource]).values():
+            future.result(TIMEOUT_S)
 
     def delete(self) -> None:
         """Give the broker its disk and memory back."""

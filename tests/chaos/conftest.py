@@ -26,16 +26,23 @@ class Scene:
     Micro-batches are small (``--batch 25``), so that a few thousand events make many transactions.
     """
 
-    def __init__(self, bootstrap: str, folder: Path, partitions: int = 2, switches: Sequence[str] = ()):
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        partitions: int = 2,
+        switches: Sequence[str] = (),
+        **fleet: bool,
+    ):
         self.round = Round(bootstrap, f"fault-{uuid.uuid4().hex[:10]}", partitions)
         self.round.create()
-        self.fleet = Fleet(self.round, folder, ["--batch", "25", *switches], SESSION_TIMEOUT_S)
+        self.fleet = Fleet(self.round, folder, ["--batch", "25", *switches], SESSION_TIMEOUT_S, **fleet)
         self.input = Input(self.round)
         self._sequences: dict[int, int] = {}
         self._drives = 0
         self._driver: Driver | None = None
 
-    def drive(self, events: int, rate: float = 0, users: int = 60) -> None:
+    def drive(self, events: int, rate: float = 0, users: int = 60, **shares: float) -> None:
         """Send events in the background; without a rate, all at once."""
         self.drove()
         self._drives += 1
@@ -47,8 +54,14 @@ class Scene:
             users=users,
             seed=self._drives,
             sequences=self._sequences,
+            **shares,
         )
         self._driver.start()
+
+    def poison(self, count: int) -> None:
+        """Hostile records among the events that are being sent."""
+        assert self._driver is not None
+        self._driver.poison(count)
 
     def drove(self) -> None:
         """Wait until the broker has all of them."""
@@ -100,7 +113,7 @@ class Scene:
 
     def end(self) -> None:
         """No process and no topic stays behind."""
-        self.fleet.kill()
+        self.fleet.end()
         self.round.delete()
 
 

@@ -14,20 +14,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import rocksdict
-
 from tests.chaos.cluster import Round
+from tests.chaos.disk import Disk, run_ahead
+from tests.chaos.proxy import Proxy
 
 REPOSITORY = Path(__file__).parents[2]
 SESSION_TIMEOUT_S = 4.0
 TERM_TIMEOUT_S = 12.0
-TAMPERED_KEY = b"\0tampered"
 
 
 class Worker:
     """One process and its log; restarted under the same name it keeps its data directory."""
 
-    def __init__(self, name: str, round_: Round, folder: Path, session_timeout_s: float, switches: list[str]):
+    def __init__(
+        self,
+        name: str,
+        round_: Round,
+        folder: Path,
+        session_timeout_s: float,
+        switches: list[str],
+        bootstrap: str | None = None,
+    ):
         self.name = name
         self.data_dir = folder / name
         self.log = folder / f"{name}.log"
@@ -37,7 +44,14 @@ class Worker:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.chaos.worker", "--name", name),
-                    *("--bootstrap", round_.bootstrap, "--app-id", round_.app_id, "--prefix", round_.prefix),
+                    *(
+                        "--bootstrap",
+                        bootstrap or round_.bootstrap,
+                        "--app-id",
+                        round_.app_id,
+                        "--prefix",
+                        round_.prefix,
+                    ),
                     *("--data-dir", str(self.data_dir)),
                     *("--session-timeout-ms", str(int(session_timeout_s * 1000))),
                     *switches,
@@ -114,7 +128,7 @@ class Worker:
         ]
 
     def await_line(
-        self, event: str, count: int = 1, timeout_s: float = 30, **values: Any
+        self, event: str, count: int = 1, timeout_s: float = 90, **values: Any
     ) -> list[dict[str, Any]]:
         """Wait until it has said something so many times.
 
@@ -138,6 +152,9 @@ class Fleet:
     Args:
         folder: holds a data directory and a log for each name.
         switches: of every worker started; read at each start, so a round may change them.
+        proxied: every worker reaches the broker through a proxy of its own.
+        disks: every worker has a small disk of its own, where one can be mounted.
+        seed: of the exits that workers inject; each life has another one.
     """
 
     def __init__(
@@ -146,8 +163,16 @@ class Fleet:
         folder: Path,
         switches: Sequence[str] = (),
         session_timeout_s: float = SESSION_TIMEOUT_S,
+        proxied: bool = False,
+        disks: bool = False,
+        seed: int | None = None,
     ):
         self.round, self.folder = round_, folder
+        self.proxied, self.with_disks, self.seed = proxied, disks, seed
+        self.proxies: dict[str, Proxy] = {}
+        self.disks: dict[str, Disk] = {}
+        self.held: set[str] = set()  # names that tend leaves alone: a fault is still at work on them
+        self.started = 0
         self.session_timeout_s = session_timeout_s
         self.switches = list(switches)
         self.workers: dict[str, Worker] = {}
@@ -159,9 +184,22 @@ class Fleet:
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, *switches: str) -> Worker:
-        worker = Worker(name, self.round, self.folder, self.session_timeout_s, [*self.switches, *switches])
+        if self.proxied and name not in self.proxies:
+            self.proxies[name] = Proxy(self.round.bootstrap).start()
+        if self.with_disks and name not in self.disks:
+            self.disks[name] = Disk(self.folder / name)
+        self.started += 1
+        every = ["--clock", str(self.clock(name)), *self.switches]
+        if self.seed is not None:
+            every += ["--seed", str(self.seed * 1000 + self.started)]
+        bootstrap = self.proxies[name].address if self.proxied else None
+        worker = Worker(name, self.round, self.folder, self.session_timeout_s, [*every, *switches], bootstrap)
         self.workers[name] = self.logs[name] = worker
         return worker
+
+    def clock(self, name: str) -> Path:
+        """The file that says how far, in ms, the clock of this worker is ahead."""
+        return self.folder / f"{name}.clock"
 
     @property
     def data_dirs(self) -> list[Path]:
@@ -177,6 +215,8 @@ class Fleet:
                     worker.signal(signal.SIGCONT)
                     del self._wake_s[pid]
             elif not worker.running:
+                if name in self.held:
+                    continue
                 self.exits[str(worker.process.returncode)] += 1
                 del self.workers[name]
                 if restart:
@@ -188,6 +228,10 @@ class Fleet:
     def any_open(self) -> bool:
         """Whether some worker processes a partition, or did so before it was stopped."""
         return any(worker.open for worker in self.workers.values())
+
+    def all_open(self) -> bool:
+        """Whether every worker has opened a partition."""
+        return all(worker.open for worker in self.workers.values())
 
     def tend_for(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Tend until the time is over or something is true; whether it became true."""
@@ -225,6 +269,16 @@ class Fleet:
             worker.kill()
         self.leaving.clear()
 
+    def end(self, keep: bool = False) -> None:
+        """No process, proxy or disk stays behind; ``keep`` the files of the disks."""
+        self.kill()
+        for proxy in self.proxies.values():
+            proxy.stop()
+        for disk in self.disks.values():
+            disk.unmount(keep)
+        self.proxies.clear()
+        self.disks.clear()
+
     # ------------------------------------------------------------------ data directories of workers that are down
 
     def wipe(self, name: str) -> None:
@@ -244,27 +298,11 @@ class Fleet:
     def _replace(self, source: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         if source.exists():
-            shutil.copytree(source, target)
+            shutil.copytree(source, target, dirs_exist_ok=True)
 
     def run_ahead(self, name: str) -> int:
-        """Falsify stores: a position beyond the changelog, and one row that nobody wrote.
-
-        Returns:
-            How many stores were falsified.
-        """
-        count = 0
-        for current in sorted((self.folder / name / "state").glob("*/CURRENT")):
-            database = rocksdict.Rdict(str(current.parent), options=rocksdict.Options(raw_mode=True))
-            position = database.get(b"\0pos")
-            if position is not None:
-                ahead = int.from_bytes(position, "little", signed=True) + 1_000_000
-                database[b"\0pos"] = ahead.to_bytes(8, "little", signed=True)
-                database[b"u0"] = bytes(200)
-                database[TAMPERED_KEY] = b"1"
-                database.flush()
-                count += 1
-            database.close()
-        return count
+        """Falsify its stores; see ``disk.run_ahead``."""
+        return run_ahead(self.folder / name)
 
     # ------------------------------------------------------------------ what they said
 

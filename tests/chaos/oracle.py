@@ -28,10 +28,10 @@ import rocksdict
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from tests.chaos.cluster import Round, silent
+from tests.chaos.disk import TAMPERED_FILE, TAMPERED_KEY
 
 ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
 MARK = struct.Struct("<q16sq")  # \0src: next source offset, source topic id, watermark
-TAMPERED_KEY = b"\0tampered"  # in stores that a round falsified and that no worker has opened since
 SILENCE_S = 30.0
 EXAMPLES = 5
 
@@ -79,13 +79,14 @@ def read_committed(bootstrap: str, topic: str, partitions: int) -> Iterator[Mess
 
 @dataclass(frozen=True)
 class Event:
-    """One record of the source; sequence None is an undecodable value, and ``erases`` a null one."""
+    """One record of the source; sequence None is no event, ``erases`` a null value, ``value`` that of no event."""
 
     topic_id: bytes
     offset: int
     key: bytes
     sequence: int | None
     erases: bool
+    value: bytes | None
 
 
 class Input:
@@ -104,11 +105,11 @@ class Input:
         self.topic_id = topic_id
         for message in read_committed(self._round.bootstrap, self._round.source, self._round.partitions):
             value = message.value()
-            try:
-                sequence = None if value is None else json.loads(value)["seq"]
-            except ValueError:
-                sequence = None
-            event = Event(topic_id, message.offset(), message.key(), sequence, value is None)
+            sequence = None if value is None else _sequence(value)
+            event = Event(
+                *(topic_id, message.offset(), message.key(), sequence, value is None),
+                value=value if sequence is None else None,
+            )
             self.partitions[message.partition()].append(event)
         self._check()
         return self
@@ -121,7 +122,7 @@ class Input:
             for event in events:
                 if home.setdefault(event.key, partition) != partition:
                     raise RuntimeError(f"{event.key!r} is in two partitions: the driver is broken.")
-                if event.sequence is not None:
+                if event.sequence is not None and event.sequence > last[event.key]:
                     if event.sequence != last[event.key] + 1:
                         raise RuntimeError(f"{event.key!r} goes from {last[event.key]} to {event.sequence}.")
                     last[event.key] = event.sequence
@@ -132,23 +133,37 @@ class Input:
         return present[-1] + 1 if present else 0
 
 
-def folded(events: Iterable[Event]) -> Iterator[tuple[Event, bytes, Row | None]]:
-    """Each event with its key and its user's row after it."""
+def _sequence(value: bytes) -> int | None:
+    """What an event says; None of what is none."""
+    try:
+        found = json.loads(value)["seq"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return found if type(found) is int and 0 < found < 1 << 62 else None
+
+
+def folded(events: Iterable[Event]) -> Iterator[tuple[Event, bytes, Row | None, bool]]:
+    """Each event with its key, its user's row after it, and whether it repeats an earlier one of its user."""
     rows: dict[bytes, Row] = {}
     for event in events:
+        repeats = False
         if event.erases:
             rows.pop(event.key, None)
         elif event.sequence is not None:
-            count, _, _, digest = rows.get(event.key, (0, 0, 0, bytes(8)))
-            fresh = blake2b(digest + event.key + event.sequence.to_bytes(8, "little"), digest_size=8).digest()
-            rows[event.key] = (count + 1, event.sequence, event.offset, fresh)
-        yield event, event.key, rows.get(event.key)
+            count, last, _, digest = rows.get(event.key, (0, 0, 0, bytes(8)))
+            repeats = event.sequence <= last
+            if not repeats:
+                fresh = blake2b(
+                    digest + event.key + event.sequence.to_bytes(8, "little"), digest_size=8
+                ).digest()
+                rows[event.key] = (count + 1, event.sequence, event.offset, fresh)
+        yield event, event.key, rows.get(event.key), repeats
 
 
 def state_of(events: Iterable[Event]) -> dict[bytes, Row]:
     """Every user's row after the events."""
     state: dict[bytes, Row] = {}
-    for _, key, row in folded(events):
+    for _, key, row, _ in folded(events):
         if row is None:
             state.pop(key, None)
         else:
@@ -163,7 +178,9 @@ class Verdict:
     Args:
         lost: input positions without a right prediction or dead letter.
         twice: input positions with more than one output that are not mere repeats.
-        contradicting: outputs that say something else than the fold, or whose position is not in the input.
+        contradicting: outputs that say something else than the fold, whose position is not in the input, or that are
+            in another partition than their topic has for it.
+        out_of_order: outputs after those of a later event, rows and positions older than the ones before them.
         repeats: further copies with the same ``ce_id`` and the same content.
         mismatching_rows: users whose row in the changelog differs, is missing or should not be there.
         mismatching_positions: partitions whose ``\\0src`` in the changelog is not the input's end.
@@ -179,6 +196,7 @@ class Verdict:
     lost: int = 0
     twice: int = 0
     contradicting: int = 0
+    out_of_order: int = 0
     repeats: int = 0
     mismatching_rows: int = 0
     mismatching_positions: int = 0
@@ -192,6 +210,7 @@ class Verdict:
             self.lost
             or self.twice
             or self.contradicting
+            or self.out_of_order
             or self.mismatching_rows
             or self.mismatching_positions
             or self.mismatching_local
@@ -234,25 +253,28 @@ def _await_markers(round_: Round, topic: str, verdict: Verdict) -> None:
 
 
 def _judge_outputs(round_: Round, source: Input, verdict: Verdict) -> None:
-    expected: dict[str, dict[str, Any] | None] = {}  # None: a dead letter
+    # By ce_id: where it stands in the input, and what it says; bytes are those of a dead letter.
+    expected: dict[str, tuple[int, int, dict[str, Any] | bytes | None]] = {}
     for partition, events in enumerate(source.partitions):
-        for event, key, row in folded(events):
-            if event.erases:
+        for place_in_order, (event, key, row, repeats) in enumerate(folded(events)):
+            if event.erases or repeats:
                 continue
-            user, place = key.decode(), f"{event.topic_id.hex()}/{partition}/{event.offset}"
+            place = f"{event.topic_id.hex()}/{partition}/{event.offset}"
             if event.sequence is None or row is None:
-                expected[f"{place}/dead/{user}"] = None
+                expected[f"{place}/dead/{key.hex()}"] = (partition, place_in_order, event.value)
                 continue
-            expected[f"{place}/prediction/{user}"] = {
+            said = {
                 "partition": partition,
                 "offset": event.offset,
-                "user": user,
+                "user": key.decode(),
                 "seq": event.sequence,
                 "count": row[0],
                 "hash": row[3].hex(),
             }
+            expected[f"{place}/prediction/{key.decode()}"] = (partition, place_in_order, said)
     seen: Counter[str] = Counter()
     places: Counter[str] = Counter()
+    newest: dict[tuple[str, int], int] = {}
     for topic in (round_.predictions, round_.dead_letters):
         for message in read_committed(round_.bootstrap, topic, round_.partitions):
             identity = dict(message.headers() or ()).get("ce_id", b"").decode()
@@ -260,17 +282,28 @@ def _judge_outputs(round_: Round, source: Input, verdict: Verdict) -> None:
             verdict.dead_letters += dead
             verdict.predictions += not dead
             places[identity.rsplit("/", 2)[0]] += 1
-            if identity not in expected or (expected[identity] is None) != dead:
+            partition, order, said = expected.get(identity, (-1, -1, None))
+            if said is None or isinstance(said, bytes) != dead:
                 verdict.contradicting += 1
                 verdict.note(
                     f"{topic}[{message.partition()}]@{message.offset()} is of no input: {identity!r}"
                 )
                 continue
-            if not dead and json.loads(message.value()) != expected[identity]:
+            if (message.value() if dead else json.loads(message.value())) != said:
                 verdict.contradicting += 1
-                verdict.note(f"{identity} says {message.value()!r}, expected {expected[identity]}")
+                verdict.note(f"{identity} says {message.value()[:300]!r}, expected {said!r:.300}")
                 continue
-            verdict.repeats += seen[identity] > 0
+            if message.partition() != partition % round_.partitions:
+                verdict.contradicting += 1
+                verdict.note(f"{identity} is in {topic}[{message.partition()}]")
+            if seen[identity]:
+                verdict.repeats += 1
+            elif order < newest.get((topic, partition), -1):
+                verdict.out_of_order += 1
+                verdict.note(
+                    f"{topic}[{message.partition()}]@{message.offset()}: {identity} is after a later one"
+                )
+            newest[topic, partition] = max(order, newest.get((topic, partition), -1))
             seen[identity] += 1
     verdict.twice = sum(count > 1 for count in places.values()) - sum(count > 1 for count in seen.values())
     missing = [identity for identity in expected if not seen[identity]]
@@ -286,16 +319,27 @@ def _judge_changelog(round_: Round, source: Input, verdict: Verdict) -> None:
     verdict.users = len(expected)
     found: dict[bytes, Row] = {}
     marks: dict[int, tuple[int, bytes]] = {}
+    newest: dict[bytes, int] = {}
     for message in read_committed(round_.bootstrap, round_.changelog, round_.partitions):
         key, value = message.key(), message.value()
         if key == b"\0src":
-            marks[message.partition()] = MARK.unpack(value)[:2]
+            mark, before = MARK.unpack(value)[:2], marks.get(message.partition())
+            if before is not None and before[1] == mark[1] and mark[0] < before[0]:
+                verdict.out_of_order += 1
+                verdict.note(f"changelog[{message.partition()}]@{message.offset()}: {mark} follows {before}")
+            marks[message.partition()] = mark
         elif key.startswith(b"\0"):
             continue
         elif value is None:
             found.pop(key, None)
         else:
-            found[key] = ROW.unpack_from(value)
+            row = found[key] = ROW.unpack_from(value)
+            if row[1] < newest.get(key, 0):
+                verdict.out_of_order += 1
+                verdict.note(
+                    f"changelog@{message.offset()}: {key!r} goes back from {newest[key]} to {row[1]}"
+                )
+            newest[key] = row[1]
     verdict.mismatching_rows = _differences("changelog", expected, found, verdict)
     for partition in range(round_.partitions):
         wanted = (source.end(partition), source.topic_id)
@@ -307,6 +351,8 @@ def _judge_changelog(round_: Round, source: Input, verdict: Verdict) -> None:
 
 
 def _judge_store(folder: Path, events: Sequence[Event], verdict: Verdict) -> None:
+    if (folder / TAMPERED_FILE).exists():
+        return
     database = rocksdict.Rdict(
         str(folder), options=rocksdict.Options(raw_mode=True), access_type=rocksdict.AccessType.read_only()
     )

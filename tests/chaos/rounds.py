@@ -1,48 +1,30 @@
-"""Randomised rounds: traffic, faults every second, then everything is compared. One line a round.
+"""Rounds: steady traffic, the faults of a plan, then everything is compared. One line a round.
 
-A round is clean when the oracle finds nothing. One exception, which is reported: a repeated output with the
-same ``ce_id`` in a round whose broker was killed and whose worker counted foreclick_position_mismatch_total. A
-single broker can lose a transaction marker when it is killed; state stays exact then, outputs may repeat.
+A round is clean when the oracle finds nothing, and whoever ended on a full disk said so. One exception, which is
+reported: a repeated output with the same ``ce_id`` in a round whose broker was killed and whose worker counted
+foreclick_position_mismatch_total. A single broker can lose a transaction marker when it is killed; state stays exact
+then, outputs may repeat.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
-import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from tests.chaos.cluster import Round
 from tests.chaos.driver import Driver
+from tests.chaos.faults import NAMES, Faults, RunningBroker
 from tests.chaos.fleet import Fleet
 from tests.chaos.oracle import Input, Verdict, judge
-from tests.chaos.worker import STOP_INSIDE
+from tests.chaos.plan import BROKER_FAULTS, WORKER_FAULTS, Plan, draw, quantile
 
-# A worker that is down when the next fault comes is a fault wasted, so what takes all of them down is rare.
-WORKER_FAULTS = (
-    *("kill", "term", "stop", "stop inside", "wipe", "old", "ahead", "join", "leave") * 3,
-    "power cut",
-)
-BROKER_FAULTS = ("broker", "broker and workers")
-NAMES = "ABCDEFGH"
-OPENING_S = 8.0
-
-
-class RunningBroker(Protocol):
-    """What a round asks of the broker; ``stream.broker.Broker`` is one."""
-
-    bootstrap_servers: str
-
-    def kill(self) -> None: ...
-
-    def restart(self) -> None: ...
+OPENING_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,24 +32,37 @@ class Shape:
     """What a round is like.
 
     Args:
-        seconds: of traffic, at ``rate`` events a second.
+        faults: of each round.
+        rate: events a second, while the faults last.
         pause_s: between two faults, drawn evenly from the two.
         exit_probability: of an injected exit at each step of each micro-batch; ten times that while opening.
+        write_buffer_bytes: of each store: rows reach the disk within a round, in many files.
+        broker_share: of rounds in which the broker is killed, ``broker_kills`` times.
     """
 
-    seconds: float = 24
-    rate: float = 1500
+    faults: int = 8
+    rate: float = 1000
     users: int = 500
     partitions: int = 8
+    session_timeout_s: float = 6.0
     pause_s: tuple[float, float] = (0.4, 1.6)
-    exit_probability: float = 0.0004
-    worker_faults: Sequence[str] = WORKER_FAULTS
+    exit_probability: float = 0.0002
+    write_buffer_bytes: int = 64 << 10
+    broker_share: float = 1 / 3
+    broker_kills: int = 1
+    kinds: Mapping[str, int] = field(default_factory=lambda: WORKER_FAULTS)
     planted: str | None = None
 
-    def switches(self) -> list[str]:
-        """Of every worker while the faults last."""
-        switches = ["--planted", self.planted] if self.planted else []
-        if self.exit_probability:
+    def plan(self, seed: int) -> Plan:
+        """What happens in the round of this seed."""
+        return draw(seed, self.faults, self.pause_s, self.kinds, self.broker_share, self.broker_kills)
+
+    def switches(self, faulty: bool) -> list[str]:
+        """Of every worker, while the faults last or after them."""
+        switches = ["--write-buffer-bytes", str(self.write_buffer_bytes)]
+        if self.planted:
+            switches += ["--planted", self.planted]
+        if faulty and self.exit_probability:
             switches += ["--exit-at", "any", "--exit-probability", str(self.exit_probability)]
         return switches
 
@@ -77,12 +72,17 @@ class Outcome:
     """What became of a round."""
 
     seed: int
-    faults: list[str]
+    workers: int
+    faults: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)  # could not happen when their moment came
     exits: Counter[str] = field(default_factory=Counter)
     verdict: Verdict | None = None
     caught_up_s: float | None = None
+    failovers_s: list[float] = field(default_factory=list)
+    disturbed: int = 0
     mismatches: int = 0
     stops_inside: int = 0
+    injected_exits: int = 0
     slow_exits: int = 0
     last_words: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
@@ -99,170 +99,56 @@ class Outcome:
             return False
         return self.verdict.repeats == 0 or (self.broker_killed and self.mismatches > 0)
 
+    def kinds(self) -> Counter[str]:
+        """Faults by kind, with the exits that workers injected themselves."""
+        return Counter(self.faults) + Counter({"exit at a step": self.injected_exits})
+
     def __str__(self) -> str:
         waited = "never" if self.caught_up_s is None else f"{self.caught_up_s:.1f}s"
         parts = [
             f"seed={self.seed}",
             "CLEAN" if self.clean else "NOT CLEAN",
             f"{self.seconds:.0f}s",
+            f"workers={self.workers}",
             f"faults={','.join(self.faults)}",
+            f"missed={','.join(self.missed)}",
+            f"injected_exits={self.injected_exits}",
             f"exits={dict(self.exits)}",
             f"slow={self.slow_exits}",
             f"stopped_in_transaction={self.stops_inside}",
             f"mismatch_total={self.mismatches}",
+            f"failovers_s={[round(seconds, 1) for seconds in sorted(self.failovers_s)]}",
             f"caught_up={waited}",
             str(self.verdict),
         ]
         if self.failure:
             parts.append(f"failure: {self.failure}")
         if self.last_words:
-            parts.append(
-                f"said: {'; '.join(f'{count}x {text}' for text, count in self.last_words.most_common(6))}"
-            )
+            said = (f"{count}x {text}" for text, count in self.last_words.most_common(8))
+            parts.append(f"said: {'; '.join(said)}")
         if self.kept:
             parts.append(f"logs: {self.kept}")
         return " ".join(parts)
 
 
-class Faults:
-    """Each fault does one thing to a running round; False when it cannot happen just now."""
-
-    def __init__(self, fleet: Fleet, broker: RunningBroker, chance: random.Random):
-        self._fleet, self._broker, self._chance = fleet, broker, chance
-        self._fresh = [name for name in NAMES if name not in fleet.workers]
-        self._by_name: dict[str, Callable[[], bool]] = {
-            "kill": self._kill,
-            "term": self._term,
-            "stop": self._stop,
-            "stop inside": self._stop_inside,
-            "wipe": self._wipe,
-            "old": self._old,
-            "ahead": self._ahead,
-            "join": self._join,
-            "leave": self._leave,
-            "power cut": self._power_cut,
-            "broker": self._kill_broker,
-            "broker and workers": self._kill_everything,
-        }
-
-    def cause(self, fault: str) -> bool:
-        return self._by_name[fault]()
-
-    def _name(self) -> str | None:
-        """A worker, three times in four one that has opened partitions: a fault while starting tries less."""
-        workers = self._fleet.workers
-        opened = sorted(name for name, worker in workers.items() if worker.open)
-        if opened and self._chance.random() < 0.75:
-            return self._chance.choice(opened)
-        return self._chance.choice(sorted(workers)) if workers else None
-
-    def _down(self, graceful: bool) -> str | None:
-        """Take a worker down and leave it to ``tend`` to start it again."""
-        name = self._name()
-        if name is not None:
-            worker = self._fleet.workers[name]
-            if graceful:
-                worker.terminate()
-            else:
-                worker.kill()
-        return name
-
-    def _kill(self) -> bool:
-        return self._down(graceful=False) is not None
-
-    def _term(self) -> bool:
-        name = self._name()
-        if name is None:
-            return False
-        self._fleet.workers[name].tell_to_stop()
-        return True
-
-    def _stop(self) -> bool:
-        name = self._name()
-        if name is None or self._fleet.workers[name].stopped:
-            return False
-        self._fleet.workers[name].signal(signal.SIGSTOP)  # tend wakes it after its session has timed out
-        return True
-
-    def _stop_inside(self) -> bool:
-        """Have a worker stop itself in its next open transaction; tend wakes it as well."""
-        opened = sorted(
-            name for name, worker in self._fleet.workers.items() if worker.open and not worker.stopped
-        )
-        if not opened:
-            return False
-        self._fleet.workers[self._chance.choice(opened)].signal(STOP_INSIDE)
-        return True
-
-    def _wipe(self) -> bool:
-        name = self._down(graceful=False)
-        if name is not None:
-            self._fleet.wipe(name)
-        return name is not None
-
-    def _old(self) -> bool:
-        name = self._down(graceful=True)
-        if name is None:
-            return False
-        if self._fleet.has_copy(name):
-            self._fleet.put_back(name)
-        else:
-            self._fleet.copy(name)  # to be put back when this name is drawn again
-        return True
-
-    def _ahead(self) -> bool:
-        name = self._down(graceful=True)
-        return name is not None and self._fleet.run_ahead(name) > 0
-
-    def _join(self) -> bool:
-        if not self._fresh or len(self._fleet.workers) >= 3:
-            return False
-        self._fleet.start(self._fresh.pop(0))
-        return True
-
-    def _leave(self) -> bool:
-        name = self._name()
-        if name is None or len(self._fleet.workers) < 2:
-            return False
-        worker = self._fleet.workers.pop(name)
-        worker.tell_to_stop()
-        self._fleet.leaving.append(worker)
-        return True
-
-    def _power_cut(self) -> bool:
-        self._fleet.kill()
-        return True
-
-    def _kill_broker(self) -> bool:
-        self._broker.kill()
-        self._fleet.tend_for(self._chance.uniform(0.5, 2.0))
-        self._broker.restart()
-        return True
-
-    def _kill_everything(self) -> bool:
-        self._broker.kill()
-        self._fleet.kill()
-        time.sleep(self._chance.uniform(0.2, 1.0))
-        self._broker.restart()
-        return True
-
-
-def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path, broker_kills: int = 0) -> Outcome:
-    """One round on topics of its own; its folder is kept only when it is not clean.
-
-    ``broker_kills`` is how many of the faults take the broker down.
-    """
+def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path) -> Outcome:
+    """One round on topics of its own; its folder is kept only when it is not clean."""
     began_s = time.monotonic()
-    chance = random.Random(seed)
+    plan = shape.plan(seed)
     # The id is new in every run, so that a round can be repeated with its seed on the same broker.
     round_ = Round(
         broker.bootstrap_servers, f"chaos-{seed}-{time.time_ns() // 1_000_000 % 10**9}", shape.partitions
     )
-    fleet = Fleet(round_, folder, shape.switches())
-    outcome = Outcome(seed, [])
+    fleet = Fleet(
+        *(round_, folder, shape.switches(faulty=True), shape.session_timeout_s),
+        proxied=True,
+        disks=True,
+        seed=seed,
+    )
+    outcome = Outcome(seed, plan.workers)
     try:
         round_.create()
-        _play(broker, round_, fleet, shape, chance=chance, outcome=outcome, broker_kills=broker_kills)
+        _play(broker, round_, fleet, shape, plan, outcome)
         fleet.stop()
         if outcome.failure is None:
             outcome.verdict = judge(round_, Input(round_).read(), fleet.data_dirs)
@@ -270,12 +156,12 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path, brok
         outcome.failure = f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)!r}"
     finally:
         fleet.kill()
-    outcome.exits, outcome.slow_exits = fleet.exits, fleet.slow
-    outcome.stops_inside = fleet.count("injected stop")
-    outcome.mismatches, outcome.last_words = (
-        fleet.count("foreclick_position_mismatch_total"),
-        fleet.last_words(),
-    )
+        outcome.exits, outcome.slow_exits = fleet.exits, fleet.slow
+        outcome.stops_inside = fleet.count("injected stop")
+        outcome.injected_exits = fleet.count("injected exit")
+        outcome.mismatches = fleet.count("foreclick_position_mismatch_total")
+        outcome.last_words = fleet.last_words()
+        fleet.end(keep=not outcome.clean)
     outcome.seconds = time.monotonic() - began_s
     if outcome.clean:
         shutil.rmtree(folder, ignore_errors=True)
@@ -286,52 +172,33 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path, brok
 
 
 def _play(
-    broker: RunningBroker,
-    round_: Round,
-    fleet: Fleet,
-    shape: Shape,
-    *,
-    chance: random.Random,
-    outcome: Outcome,
-    broker_kills: int,
+    broker: RunningBroker, round_: Round, fleet: Fleet, shape: Shape, plan: Plan, outcome: Outcome
 ) -> None:
-    fleet.start("A")
-    fleet.start("B")
+    for name in NAMES[: plan.workers]:
+        fleet.start(name)
     driver = Driver(
-        round_.bootstrap,
-        round_.source,
-        events=int(shape.seconds * shape.rate),
-        rate=shape.rate,
-        users=shape.users,
-        seed=outcome.seed,
+        round_.bootstrap, round_.source, events=None, rate=shape.rate, users=shape.users, seed=plan.seed
     )
     driver.start()
-    fleet.tend_for(OPENING_S, until=lambda: fleet.logs["A"].open and fleet.logs["B"].open)
-    faults = Faults(fleet, broker, chance)
-    kill_times_s = sorted(
-        time.monotonic() + chance.uniform(0, shape.seconds - 6) for _ in range(broker_kills)
-    )
-    while driver.is_alive():
-        fleet.tend_for(chance.uniform(*shape.pause_s), until=lambda: not driver.is_alive())
-        if chance.random() < 0.75:  # while all are still starting, most faults would try nothing new
-            fleet.tend_for(OPENING_S, until=fleet.any_open)
-        fault = chance.choice(shape.worker_faults)
-        if kill_times_s and time.monotonic() > kill_times_s[0]:
-            kill_times_s.pop(0)
-            fault = chance.choice(BROKER_FAULTS)
-        if faults.cause(fault):
-            outcome.faults.append(fault)
-    for _ in kill_times_s:  # the faults before took too long: the backlog is traffic too
-        fault = chance.choice(BROKER_FAULTS)
-        faults.cause(fault)
-        outcome.faults.append(fault)
-    driver.finish()
-    fleet.switches = ["--planted", shape.planted] if shape.planted else []
+    faults = Faults(fleet, broker, driver)
+    try:
+        fleet.tend_for(OPENING_S, until=fleet.all_open)
+        for fault in plan.faults:
+            fleet.tend_for(fault.pause_s)
+            fleet.tend_for(
+                OPENING_S, until=fleet.any_open
+            )  # while all are starting most faults try nothing new
+            (outcome.faults if faults.cause(fault) else outcome.missed).append(fault.kind)
+    finally:
+        driver.finish()
+        outcome.failovers_s, outcome.disturbed = faults.failovers_s, faults.disturbed
+    fleet.switches = shape.switches(faulty=False)
     if not fleet.workers:
         fleet.start("A")
     began_s = time.monotonic()
     if fleet.catch_up():
         outcome.caught_up_s = time.monotonic() - began_s
+        outcome.failure = "; ".join(faults.unclear) or None
     else:
         outcome.failure = f"not caught up: committed {round_.committed()}, ends {round_.ends(round_.source)}"
 
@@ -339,23 +206,39 @@ def _play(
 def totals(outcomes: Sequence[Outcome]) -> str:
     """One JSON object over all rounds."""
     verdicts = [outcome.verdict for outcome in outcomes if outcome.verdict is not None]
-    sums = {
-        name: sum(getattr(verdict, name) for verdict in verdicts)
-        for name in (
-            *("events", "predictions", "dead_letters", "lost", "twice", "contradicting", "repeats"),
-            *("mismatching_rows", "mismatching_positions", "mismatching_local", "hanging"),
-        )
-    }
+    failovers_s = [seconds for outcome in outcomes for seconds in outcome.failovers_s]
+
+    def at(q: float) -> float | None:
+        found = quantile(failovers_s, q)
+        return None if found is None else round(found, 2)
+
+    names = (
+        "lost",
+        "twice",
+        "contradicting",
+        "out_of_order",
+        "events",
+        "predictions",
+        "dead_letters",
+        "repeats",
+    )
+    names += ("mismatching_rows", "mismatching_positions", "mismatching_local", "hanging")
     return json.dumps(
         {
             "rounds": len(outcomes),
             "clean": sum(outcome.clean for outcome in outcomes),
+            "faults": sum(outcome.kinds().total() for outcome in outcomes),
+            **{name: sum(getattr(verdict, name) for verdict in verdicts) for name in names},
+            "failover_p50_s": at(0.5),
+            "failover_p95_s": at(0.95),
+            "failovers": len(failovers_s),
+            "failovers_disturbed": sum(outcome.disturbed for outcome in outcomes),
+            "faults_by_kind": dict(sum((outcome.kinds() for outcome in outcomes), Counter()).most_common()),
+            "missed": sum(len(outcome.missed) for outcome in outcomes),
             "broker_kill_rounds": sum(outcome.broker_killed for outcome in outcomes),
             "repeat_rounds": sum(bool(outcome.verdict and outcome.verdict.repeats) for outcome in outcomes),
             "stopped_in_transaction": sum(outcome.stops_inside for outcome in outcomes),
             "position_mismatch_total": sum(outcome.mismatches for outcome in outcomes),
-            **sums,
-            "faults": dict(sum((Counter(outcome.faults) for outcome in outcomes), Counter())),
             "exits": dict(sum((outcome.exits for outcome in outcomes), Counter())),
             "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
         }

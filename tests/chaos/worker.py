@@ -2,8 +2,9 @@
 
     python -m tests.chaos.worker --name A --bootstrap 127.0.0.1:9092 --app-id x --prefix x- --data-dir DIR
 
-A row is a user's count, last sequence, last source offset and a running hash; every prediction carries them, so
-one lost, repeated or reordered event shows in everything that follows. Switches end or stop the process at a
+A row is a user's count, last sequence, last source offset, a running hash and the newest sequences, by which repeated
+events are dropped; every prediction carries them, so one lost, repeated or reordered event shows in everything that
+follows. Switches end or stop the process at a
 named step of the protocol; ``--planted`` swaps in one bug of tests/chaos/planted.py, to prove that the oracle
 would see it.
 """
@@ -20,7 +21,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -30,17 +31,18 @@ import faust
 from faust.app.base import BootStrategy
 
 from stream.broker.topics import describe
-from stream.engine import requirements
+from stream.engine import requirements, service, store
 from stream.engine.kafka_log import KafkaLog, TopicSet
 from stream.engine.service import Engine, EngineMetrics, Plan
 from stream.engine.store import Store
 from stream.logs import configure_logs
 from stream.settings import Settings, load_settings
-from stream.stage import Message, Rendered
+from stream.stage import Message, Rendered, Row
 
 INJECTED_EXIT = 9
 ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
-PADDING = bytes(168)  # a row of about 200 bytes: enough to fill segments, so that compaction has work
+RING = struct.Struct("<16q")  # the newest sequences of a user
+PADDING = bytes(40)  # a row of about 200 bytes: enough to fill segments, so that compaction has work
 
 OPENING_STEPS = (
     *("fenced", "cleansed", "settled", "committed offset", "restoring", "restored", "verified", "opened"),
@@ -48,6 +50,7 @@ OPENING_STEPS = (
 )
 BATCH_STEPS = ("scored", "outputs sent", "before commit", "committed", "applied")
 STEPS = OPENING_STEPS + BATCH_STEPS
+SEAMS = ("torn", "between transactions")  # which only planted bugs have
 STOP_INSIDE = signal.SIGRTMIN  # stop yourself in the next open transaction
 
 
@@ -91,6 +94,15 @@ class Trap:
         say("continued", step=step)
 
 
+def sequence_of(value: bytes) -> int | None:
+    """The sequence number of an event; None of what is no event."""
+    try:
+        sequence = json.loads(value)["seq"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return sequence if type(sequence) is int and 0 < sequence < 1 << 62 else None
+
+
 class CountingWork:
     """Counts and hashes the events of each user; implements ``stream.stage.Work`` without a model."""
 
@@ -120,34 +132,44 @@ class CountingWork:
         predictions: list[Message] = []
         dead: list[Message] = []
         for record in decoded.records:
-            key, value, name = record.key, record.value, record.key.decode()
+            key, value = record.key, record.value
             if value is None:
                 state[key] = None
                 continue
             place = f"{self._source}/{record.offset}"
-            try:
-                sequence = json.loads(value)["seq"]
-            except ValueError:
-                dead.append((key, value, [("ce_id", f"{place}/dead/{name}".encode())]))
+            sequence = sequence_of(value)
+            if sequence is None:
+                dead.append((key, value, [("ce_id", f"{place}/dead/{key.hex()}".encode())]))
                 continue
-            raw = state[key]
-            count, _, _, digest = ROW.unpack_from(raw) if raw else (0, 0, 0, bytes(8))
+            count, digest, ring = self._read(key, state[key])
+            if sequence in ring:
+                continue
             digest = blake2b(digest + key + sequence.to_bytes(8, "little"), digest_size=8).digest()
             count += 1
-            state[key] = ROW.pack(count, sequence, record.offset, digest) + PADDING
+            state[key] = self._row(key, (count, sequence, record.offset, digest), (*ring[1:], sequence))
             said = {
                 "partition": self._partition,
                 "offset": record.offset,
-                "user": name,
+                "user": key.decode(),
                 "seq": sequence,
                 "count": count,
                 "hash": digest.hex(),
             }
-            identity = ("ce_id", f"{place}/prediction/{name}".encode())
+            identity = ("ce_id", f"{place}/prediction/{key.decode()}".encode())
             predictions.append((key, json.dumps(said).encode(), [identity]))
         watermark_ms = max(record.timestamp for record in decoded.records) if decoded.records else 0
         messages = {self._predictions: predictions, self._dead_letters: dead}
         return Rendered(messages, list(state.items()), watermark_ms, counts=len(decoded.records))
+
+    def _read(self, key: bytes, raw: bytes | None) -> tuple[int, bytes, tuple[int, ...]]:
+        """Count, hash and newest sequences."""
+        if raw is None:
+            return 0, bytes(8), (0,) * 16
+        count, _, _, digest = ROW.unpack_from(raw)
+        return count, digest, RING.unpack_from(raw, ROW.size)
+
+    def _row(self, key: bytes, row: tuple[int, int, int, bytes], ring: tuple[int, ...]) -> bytes:
+        return ROW.pack(*row) + RING.pack(*ring) + PADDING
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
         pass
@@ -157,6 +179,16 @@ class ProbedLog(KafkaLog):
     """The product's log, with two more places to fail, both inside an open transaction."""
 
     probe: Any = staticmethod(lambda step: None)
+    _has_committed = False
+
+    async def commit(
+        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
+    ) -> int:
+        position = await super().commit(messages, rows, next_offset)
+        if not self._has_committed:
+            self._has_committed = True
+            say("first commit", partition=self._number)
+        return position
 
     async def on_the_way(self) -> None:
         self.probe("outputs sent")
@@ -174,6 +206,20 @@ class SaidMetrics(EngineMetrics):
     def position_mismatch(self) -> None:
         self.mismatches += 1
         say("foreclick_position_mismatch_total", value=self.mismatches)
+
+
+class ShiftedClock:
+    """The wall clock, ahead or behind by as many ms as a file says; the file may change at any time."""
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def __call__(self) -> int:
+        try:
+            ahead_ms = int(self._file.read_text())
+        except (OSError, ValueError):  # none, or just being written
+            ahead_ms = 0
+        return int(time.time() * 1000) + ahead_ms
 
 
 class Boot(BootStrategy):  # type: ignore[misc]
@@ -220,7 +266,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sleep-ms", type=float, default=5)
     parser.add_argument("--batch", type=int, default=4096, help="events in a micro-batch at most")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--exit-at", choices=(*STEPS, "any"))
+    parser.add_argument("--clock", type=Path, default=Path(os.devnull), help="holds the ms that it is ahead")
+    parser.add_argument("--write-buffer-bytes", type=int, default=store.WRITE_BUFFER_BYTES)
+    parser.add_argument("--exit-at", choices=(*STEPS, *SEAMS, "any"))
     parser.add_argument("--exit-after", type=int, default=0, help="how often the step passes first")
     parser.add_argument("--exit-probability", type=float, default=1.0)
     parser.add_argument("--stop-at", choices=(*STEPS, "any"), help="SIGSTOP to itself, once")
@@ -234,6 +282,7 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
     """The app of one worker, composed as stream/app.py does it."""
     requirements.check()
     configure_logs("json", "info")
+    store.WRITE_BUFFER_BYTES = options.write_buffer_bytes
     settings = load_settings(
         {},
         app_id=options.app_id,
@@ -266,11 +315,13 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
         for trap in list(traps):
             trap(step)
 
+    work_class: type[CountingWork] = CountingWork
+
     async def prepare() -> Plan:
         topics = await asyncio.to_thread(topic_set, settings)
 
-        def make_work(partition: int, store: Store) -> CountingWork:
-            return CountingWork(
+        def make_work(partition: int, rows: Store) -> CountingWork:
+            return work_class(
                 topics,
                 partition,
                 settings.predictions_topic,
@@ -290,12 +341,16 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
         topic_disable_leader=True,
         stream_wait_empty=False,
     )
-    engine = app.engine = Engine(settings, prepare, metrics=SaidMetrics(), probe=probe)
+    engine = app.engine = Engine(
+        settings, prepare, metrics=SaidMetrics(), probe=probe, clock=ShiftedClock(options.clock)
+    )
     log_class: type[ProbedLog] = ProbedLog
     if options.planted:
         from tests.chaos.planted import plant
 
-        log_class, engine.partition_class = plant(options.planted)
+        bug = plant(options.planted)
+        log_class, engine.partition_class, work_class = bug.log, bug.partition, bug.work
+        service.Store = bug.store  # type: ignore[misc]
     log_class.probe = staticmethod(probe)
     engine.log_class = log_class
     return app

@@ -51,7 +51,7 @@ peers: $(STAMP)
 
 .peers/%/.stamp: tests/bench/peers/requirements-%.lock tests/bench/peers/flink.xml
 	@echo 'creating .peers/$*' && { .venv/bin/uv venv --quiet --clear --python $(PY) .peers/$* && \
-	  .venv/bin/uv pip sync --quiet --python .peers/$*/bin/python --require-hashes --compile-bytecode $< && \
+	  .venv/bin/uv pip sync --quiet --python .peers/$*/bin/python --require-hashes $< && \
 	  { test $* != flink || mvn --batch-mode --quiet -Dstyle.color=never --file tests/bench/peers/flink.xml \
 	    org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies -DincludeScope=runtime \
 	    -DoutputDirectory=$(CURDIR)/.peers/flink/jars; } && touch $@; } > .peers/$*.log 2>&1

@@ -59,6 +59,8 @@ def configuration(settings: PeerSettings) -> dict[str, str]:
         "execution.checkpointing.incremental": "true",
         "execution.checkpointing.dir": checkpoints.resolve().as_uri(),
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        # Its default of a second would be most of the latency; under load a bundle is full (1,000) before that.
+        "python.fn-execution.bundle.time": "20",
         "taskmanager.memory.task.off-heap.size": "512m",
         "taskmanager.memory.managed.size": "512m",
     }

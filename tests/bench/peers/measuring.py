@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from stream.broker.server_settings import free_port
 from stream.broker.topics import TopicSpec, delete_topics, ensure_topics
+from stream.errors import ForeclickError
 from stream.settings import Settings, Topics, load_settings
 from stream.topics import topic_specs
 from tests.bench.bed import Bed
@@ -312,7 +314,7 @@ def measure(
         tell(f"{entrant.name}: {figures['events_per_s']:,.0f} events/s; now at steady rates, and killed")
         with place(bed, f"{name}-s") as ground:
             figures |= Steady(bed, entrant, ground, measures, seed).run(figures["events_per_s"])
-    except (BenchFailed, TimeoutError) as failed:
-        figures["error"] = str(failed)
+    except (ForeclickError, KafkaException, TimeoutError) as failed:
+        figures["error"] = str(failed) or f"{type(failed).__name__}: the broker did not answer"
     tell(f"{entrant.name}: {json.dumps(figures)}")
     return figures

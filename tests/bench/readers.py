@@ -14,8 +14,13 @@ from stream.stage import FENCE_KEY
 from tests.bench.processes import BenchFailed
 
 READ_TIMEOUT_S = 120.0
-LEADER_TIMEOUT_S = 15.0
-_LEADER_ON_ITS_WAY = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+LEADER_TIMEOUT_S = 60.0
+_LEADER_ON_ITS_WAY = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._TIMED_OUT,
+}
 _PARTITION_FIELD, _OFFSET_FIELD = b'"partition":', b'"offset":'
 
 

@@ -139,6 +139,9 @@ class Stage(Generic[D]):
         topic_id: 16 bytes of the source topic; a recreated topic has another one.
         spent_s: wall seconds by step, shared by the partitions of a worker; score and commit include waiting. Who
             merges partitions adds fold and render.
+
+    Attributes:
+        preparing: a micro-batch has begun and is not handed in for scoring yet.
     """
 
     work: Work[D]
@@ -151,12 +154,13 @@ class Stage(Generic[D]):
     watermark_ms: int = 0
     probe: Probe = no_probe
     spent_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
-    scoring: bool = field(default=False, init=False)
+    preparing: bool = field(default=False, init=False)
 
     async def micro_batch(self, chunks: Sequence[Chunk]) -> Rendered:
         """Take chunks through the nine steps; on return they are committed and applied."""
         lap = self._stopwatch()
         received_s = time.time()
+        self.preparing = True
 
         # Step 1: receive. A gap or an overlap means that something upstream dropped or repeated records.
         records: list[Any] = []
@@ -178,9 +182,8 @@ class Stage(Generic[D]):
 
         # Steps 4 to 6: fold in offset order, score and render, merged with what other partitions hand in.
         now_ms = self.clock()
-        self.scoring = True
+        self.preparing = False  # nothing is awaited until the request is handed in
         rendered = await self.work.score(decoded, rows, now_ms)
-        self.scoring = False
         lap("score")
         self.probe("scored")
 

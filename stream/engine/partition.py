@@ -28,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 
 import structlog
 
+from stream.engine.gate import Gate
 from stream.engine.restore import Changelog, restore
 from stream.engine.store import Store
 from stream.errors import BrokenInvariant, PositionError
@@ -75,6 +76,7 @@ class Partition:
         batch_limit: events in one micro-batch.
         wait_s: how long the oldest chunk may wait for a fuller micro-batch.
         end_process: called with any failure; never returns.
+        gate: where partitions that are ready wait for those at work; a full micro-batch passes by.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Partition:
         on_position_mismatch: str = "open",
         on_data_loss: str = "exit",
         count_mismatch: Callable[[], None] = lambda: None,
+        gate: Gate | None = None,
         probe: Probe = no_probe,
     ):
         self.number = number
@@ -108,6 +111,7 @@ class Partition:
         self.fetched: int | None = None  # end of the newest chunk handed in
         self.queued = 0
         self.last_commit_s: float | None = None
+        self.working = False  # on a micro-batch
         self._make_stage = make_stage
         self._clock = clock
         self._end_process = end_process
@@ -117,6 +121,7 @@ class Partition:
         self._on_position_mismatch = on_position_mismatch
         self._on_data_loss = on_data_loss
         self._count_mismatch = count_mismatch
+        self._gate = gate
         self._probe = probe
         self._queue: deque[tuple[Chunk, float]] = deque()
         self._arrived = asyncio.Event()
@@ -262,9 +267,9 @@ class Partition:
         self._arrived.set()
 
     @property
-    def scoring(self) -> bool:
-        """Whether its micro-batch is with the scorer."""
-        return self.stage is not None and self.stage.scoring
+    def preparing(self) -> bool:
+        """Whether it has begun a micro-batch and will hand it to the scorer in a moment."""
+        return self.stage is not None and self.stage.preparing
 
     @property
     def full(self) -> bool:
@@ -292,6 +297,7 @@ class Partition:
     async def run(self) -> None:
         """Step 8: micro-batches until the partition is closed."""
         assert self.stage is not None
+        turned = False
         while not self.closing:
             if not self._queue:
                 self._arrived.clear()
@@ -303,8 +309,17 @@ class Partition:
             if wait_s > 0 and self.queued < self._batch_limit:
                 await asyncio.sleep(wait_s)
                 continue
+            if self._gate is not None and not turned and self.queued < self._batch_limit:
+                await self._gate.turn()
+                turned = True
+                continue
+            turned = False
+            self.working = True
             await self.stage.micro_batch(self.take())
+            self.working = False
             self.last_commit_s = time.monotonic()
+            if self._gate is not None:
+                self._gate.look()
 
     # ------------------------------------------------------------------ close
 

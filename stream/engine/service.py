@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, NoOffsetForPartiti
 from mode import Service
 
 from stream.engine.exit import end_process
+from stream.engine.gate import Gate
 from stream.engine.kafka_log import KafkaLog, Offsets, TopicSet
 from stream.engine.partition import Partition, State
 from stream.engine.store import Store, lock_data_dir
@@ -102,6 +103,7 @@ class Engine(Service):
         self._metrics = metrics or EngineMetrics()
         self._probe = probe
         self._clock = clock
+        self._gate = Gate(lambda: any(part.working for part in self.parts.values()))
         self._closing = False
         self._lock: Any = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -223,6 +225,7 @@ class Engine(Service):
             on_position_mismatch=settings.on_position_mismatch,
             on_data_loss=settings.on_data_loss,
             count_mismatch=self._metrics.position_mismatch,
+            gate=self._gate,
             probe=self._probe,
         )
 
@@ -313,12 +316,12 @@ class Engine(Service):
         return [part for part in self.parts.values() if part.state is State.OPEN]
 
     def joining(self) -> int:
-        """Partitions that have events and could still join those which the scorer is holding.
+        """Partitions that have begun a micro-batch and will hand it to the scorer in a moment.
 
-        One that is committing counts: it will be there in a moment, and partitions that went through the model
-        together stay together, so that the model runs once a round instead of once a partition.
+        The gate lets them begin together, and partitions that went through the model together stay together: it runs
+        once a round instead of once a partition.
         """
-        return sum(1 for part in self.parts.values() if part.queued and not part.scoring)
+        return sum(1 for part in self.parts.values() if part.preparing)
 
     def lag(self) -> dict[int, int]:
         """Records between what is committed and the newest known to the broker, by partition."""

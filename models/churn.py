@@ -9,19 +9,33 @@ The deadline is the moment at which it falls below a threshold. Of a user who or
 the first day, if H is a month, and rises before it falls: such a rise is waited for, but no longer than H, because who
 is away for longer than that is gone by the operator's own word.
 
+A model that was trained on a long enough log has return odds instead (``models.return_odds``), whose chance falls with
+every second; ``ReturnCurves`` is what alerts ask, whichever of the two a model has.
+
 Everything is computed in logarithms, element by element: far in the tail S is no longer a double, and a deadline must
 not depend on the users who stand beside it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
+from scipy.special import expit, log_ndtr
 
-__all__ = ["FIRST_SILENCE_S", "LAST_SILENCE_S", "log_survival", "return_chance", "silence_deadlines"]
+from models.return_odds import DAY_S, ReturnOdds
+
+__all__ = [
+    "FIRST_SILENCE_S",
+    "LAST_SILENCE_S",
+    "ReturnCurves",
+    "log_survival",
+    "odds_deadlines",
+    "return_chance",
+    "silence_deadlines",
+]
 
 #: Within a session nobody is silent: no deadline comes before this, seconds.
 FIRST_SILENCE_S: Final = 1_800
@@ -115,3 +129,53 @@ def silence_deadlines(
         high[halving[below]], low[halving[~below]] = middle[below], middle[~below]
         halving = halving[high[halving] - low[halving] > 1]
     return high
+
+
+def odds_deadlines(
+    odds: ReturnOdds,
+    base_N: NDArray[np.float64],
+    threshold: float,
+    *,
+    first_s: int = FIRST_SILENCE_S,
+    last_s: int = LAST_SILENCE_S,
+) -> NDArray[np.int64]:
+    """``silence_deadlines`` of return odds: the first whole second at which the chance is below the threshold.
+
+    Args:
+        odds: of the model.
+        base_N: of ``ReturnOdds.bases``.
+        threshold, first_s, last_s: as of ``silence_deadlines``.
+    """
+    away = np.log1p(-threshold) - np.log(threshold)
+    power = np.minimum((away - base_N) / odds.slope, np.log1p(last_s / DAY_S) + 1.0)
+    near = np.floor(np.clip(np.expm1(power) * DAY_S, first_s, last_s)).astype(np.int64)
+    found = np.zeros(len(near), np.int64)
+    for step in (2, 1, 0, -1):  # the formula and the chance itself may round a second apart
+        silence = np.clip(near + step, first_s, last_s)
+        found = np.where(expit(-odds.log_odds(base_N, silence)) < threshold, silence, found)
+    return found
+
+
+@dataclass(frozen=True)
+class ReturnCurves:
+    """How likely N users are to come back within the horizon, as a function of their silence.
+
+    ``mixture_3CN``: of the gap head. ``odds`` and ``base_N``: of a model that has them; the mixture is then not read.
+    """
+
+    horizon_s: float
+    mixture_3CN: NDArray[np.floating]
+    odds: ReturnOdds | None = None
+    base_N: NDArray[np.float64] | None = None
+
+    def chance(self, silence_s: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The chance of each after so many seconds of silence (at least 1), one for all or (N,)."""
+        if self.odds is None or self.base_N is None:
+            return return_chance(self.mixture_3CN, silence_s, self.horizon_s)
+        return np.asarray(expit(-self.odds.log_odds(self.base_N, silence_s)), np.float64)
+
+    def deadlines(self, threshold: float) -> NDArray[np.int64]:
+        """After how many seconds of silence the chance falls below a threshold, as of ``silence_deadlines``."""
+        if self.odds is None or self.base_N is None:
+            return silence_deadlines(self.mixture_3CN, self.horizon_s, threshold)
+        return odds_deadlines(self.odds, self.base_N, threshold)

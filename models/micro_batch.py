@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from models.anomaly import predictability_statistics
@@ -22,6 +23,7 @@ from models.features import inputs, padded_rows
 from models.heads import COMPONENTS, GapMixture
 from models.networks.trunk import HALF_MAX
 from models.prepared import KEY_BITS, PreparedNetwork
+from models.return_odds import user_numbers
 
 TOP_CATEGORIES = 20
 _MICRO = 1_000_000
@@ -36,7 +38,9 @@ class StepResult:
     ``terms``: nats of action, category and gap of this event under the prediction made before it; the surprisal is
     their sum. A first event has no gap term, an event without category no category term: they are 0.
     Category probabilities are rounded to 6 decimals; code 0 fills up the end. ``gap_mixture`` is what
-    ``churn_probability`` and ``median_gap_s`` are read from.
+    ``churn_probability`` and ``median_gap_s`` are read from. ``fake_order``: score and probability (NaN without
+    labels enough to calibrate it), (M, 2); (M, 0) of a model without that head. ``return_base``: of a model with return
+    odds, those of staying away with the event itself; zeros without.
     """
 
     state: NDArray[np.float16]
@@ -54,6 +58,8 @@ class StepResult:
     hidden_state: NDArray[np.float16]
     event_slot: NDArray[np.int64]
     gap_mixture: GapMixture
+    fake_order: NDArray[np.float32]
+    return_base: NDArray[np.float64]
 
     @property
     def user_vector(self) -> NDArray[np.float16]:
@@ -127,6 +133,8 @@ class MicroBatch:
             hidden_state=self.state[:, self.prepared.shortcut_width : self.prepared.read_width],
             event_slot=np.zeros(0, np.int64),
             gap_mixture=GapMixture(*torch.zeros(3, COMPONENTS, 0)),
+            return_base=np.zeros(0),
+            fake_order=np.zeros((0, 0 if self.network.fake_order is None else 2), np.float32),
         )
 
     def _lay_out(self) -> None:
@@ -154,15 +162,18 @@ class MicroBatch:
     def _advance(self) -> None:
         """The recurrence, wave by wave; each state is cast before anything reads it."""
         trunk, S, D = self.prepared.trunk, self.artefact.state_width, self.prepared.shortcut_width
+        fake_order, E = self.network.fake_order, self.network.trunk_end
         source = torch.zeros(self.P, dtype=torch.int64)
         source[self.place] = torch.arange(self.M)
         previous = torch.zeros(self.P, dtype=torch.int64)
         previous[self.place] = torch.from_numpy(self.before)
-        made = inputs(self.columns, self.artefact.features).to(self.device)
+        self.made = made = inputs(self.columns, self.artefact.features).to(self.device)
         x = self.network.embed(made, room=trunk.room)
         states = torch.empty(self.B + self.P, S, dtype=torch.float16, device=self.device)
         states[: self.B] = torch.from_numpy(self.state).to(self.device)
         source, previous = source.to(self.device), previous.to(self.device)
+        if fake_order is not None:
+            quantities = fake_order.statistics.quantities(made.x_NF, self.columns)
         finite = torch.zeros((), device=self.device)
         start = 0
         for end in self.wave_ends.tolist():
@@ -173,7 +184,11 @@ class MicroBatch:
                 direct = self.prepared.shortcut(x_NK)
                 new[:, :D] = direct
                 finite += direct.sum()
-                finite += trunk.step(x_NK, old[:, D:], new[:, D:])[-1].sum()
+                finite += trunk.step(x_NK, old[:, D:E], new[:, D:E])[-1].sum()
+                if fake_order is not None:
+                    q, known = (part.index_select(0, source[tile]) for part in quantities)
+                    action = made.action_NL[:, 0].index_select(0, source[tile])
+                    fake_order.statistics.advance(q, known, action, old[:, E:], new[:, E:])
             start = end
         if not torch.isfinite(finite):
             raise NotFinite(self._describe_not_finite(states))
@@ -247,6 +262,27 @@ class MicroBatch:
             self._read(best[: self.M], codes[rows : rows + self.M]),
             gap,
         )
+
+    def _fake_order(self) -> NDArray[np.float32]:
+        """Score and probability after each event, (M, 2); (M, 0) without the head."""
+        head, calibration = self.network.fake_order, self.prepared.calibration
+        if head is None:
+            return np.zeros((self.M, 0), np.float32)
+        events = padded_rows(self.M)
+        slots = np.zeros(events, np.int64)
+        slots[: self.M] = self.B + self.place
+        slots_S, log_odds = self.tensor(slots), torch.empty(events, device=self.device)
+        for tile in self.prepared.tiled(0, events):
+            state = self.states.index_select(0, slots_S[tile])[:, self.network.trunk_end :]
+            log_odds[tile] = head.forest(
+                head.inputs(self.made.x_NF[tile], self.made.action_NL[tile, 0], state)
+            )
+        score = torch.sigmoid(log_odds)
+        probability = torch.full_like(score, torch.nan)
+        if calibration is not None:
+            probability = torch.sigmoid(log_odds * calibration.slope + calibration.intercept)
+        both: NDArray[np.float32] = torch.stack([score, probability], dim=1).cpu().numpy()[: self.M]
+        return both
 
     def _parts(self, rows: int, events: int) -> Iterator[tuple[slice | None, slice]]:
         """Tiles of states: of rows (no answer wanted), then of events, with their place among the events."""
@@ -332,6 +368,10 @@ class MicroBatch:
         terms[next_event[measured]] = terms_3S.cpu().numpy()[:, measured].T
         surprisal = terms[:, 0] + terms[:, 1] + terms[:, 2]
         purchase, churn, median = answers_3M.cpu().numpy()[:, :M]
+        odds, base = self.artefact.return_odds, np.zeros(M)
+        if odds is not None:
+            base = odds.bases(user_numbers(self.columns, self.artefact.purchase_code))
+            churn = expit(base).astype(np.float32)
         statistics = predictability_statistics(self.columns)
         anomaly = self.artefact.reference.judge(self.columns["life_events"], surprisal, statistics)
         states = self.states.cpu().numpy()
@@ -351,4 +391,6 @@ class MicroBatch:
             hidden_state=states[:, self.prepared.shortcut_width : self.prepared.read_width],
             event_slot=self.B + self.place,
             gap_mixture=gap[:M],
+            fake_order=self._fake_order(),
+            return_base=base,
         )

@@ -9,12 +9,13 @@ Source: wide and deep parts trained together (Cheng et al. 2016).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import ArtefactError
+from models.fake_order import FakeOrder
 from models.features import (
     HASH_BUCKETS,
     ITEM_BUCKETS,
@@ -49,7 +50,10 @@ INPUT_DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes that fix every weight's shape. ``kind`` names a file of ``models.networks``."""
+    """Sizes that fix every weight's shape. ``kind`` names a file of ``models.networks``.
+
+    ``fake_order_trees``: of the supervised head, 0 without one.
+    """
 
     kind: str = "lstm"
     hidden: int = 64
@@ -59,6 +63,7 @@ class Architecture:
     n_actions: int = 11
     n_categories: int = 0
     n_extras: int = 0
+    fake_order_trees: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """As a manifest keeps it."""
@@ -91,15 +96,34 @@ class Network(nn.Module):
         self.trunk = TRUNKS[a.kind](width, a.hidden)
         self.shortcut_width = a.n_actions + 1
         self.read_width = self.shortcut_width + a.hidden
-        self.state_width = self.shortcut_width + self.trunk.state_width
+        #: Where the trunk's part of the state ends.
+        self.trunk_end = self.state_width = self.shortcut_width + self.trunk.state_width
         self.direct = nn.Parameter(torch.zeros(self.shortcut_width, width))
         self.habit_weight = nn.Parameter(torch.zeros(len(HABITS)))
+        self.fake_order: FakeOrder | None = None
+        if a.fake_order_trees:
+            self.attach(FakeOrder(a.n_actions, a.n_extras, a.fake_order_trees))
+        self._refuse_wide_state()
+        self.heads = Heads(self.shortcut_width, self.read_width, a.n_actions, a.n_categories)
+
+    def attach(self, fake_order: FakeOrder) -> None:
+        """Take a supervised head, whose part of the state follows the trunk's.
+
+        Raises:
+            ArtefactError: the state gets too wide for a row.
+        """
+        self.fake_order = fake_order
+        self.architecture = replace(self.architecture, fake_order_trees=fake_order.forest.trees)
+        self.state_width = self.trunk_end + fake_order.state_width
+        self._refuse_wide_state()
+
+    def _refuse_wide_state(self) -> None:
         if 2 * self.state_width > MOST_STATE_BYTES:
+            a = self.architecture
             raise ArtefactError(
                 f"Architecture {a.kind!r} with {a.hidden} hidden units carries {2 * self.state_width:,} bytes of "
                 f"state a user, and a row has room for {MOST_STATE_BYTES:,}. Choose fewer hidden units."
             )
-        self.heads = Heads(self.shortcut_width, self.read_width, a.n_actions, a.n_categories)
 
     @torch.no_grad()
     def begin_from(self, spec: FeatureSpec) -> None:
@@ -130,7 +154,8 @@ class Network(nn.Module):
         Args:
             inputs_TB: T x B rows, in time order.
             users: B.
-            state_BS: float32, from before the first event; zeros for a new user.
+            state_BS: float32, from before the first event; zeros for a new user. A supervised head's part is not
+                advanced: it learns nothing here.
 
         Returns:
             What the heads read after each event, T x B x (A + 1 + H), and the last state, B x S.
@@ -139,8 +164,9 @@ class Network(nn.Module):
         shortcut_TBD = nn.functional.linear(x_TBF, self.shortcut_weight())
         if self.training:
             x_TBF = nn.functional.dropout(x_TBF, INPUT_DROPOUT)
-        h_TBH, last_BS = self.trunk(x_TBF, state_BS[:, self.shortcut_width :])
-        return torch.cat([shortcut_TBD, h_TBH], dim=2), torch.cat([shortcut_TBD[-1], last_BS], dim=1)
+        h_TBH, last_BS = self.trunk(x_TBF, state_BS[:, self.shortcut_width : self.trunk_end])
+        rest_BS = state_BS[:, self.trunk_end :]
+        return torch.cat([shortcut_TBD, h_TBH], dim=2), torch.cat([shortcut_TBD[-1], last_BS, rest_BS], dim=1)
 
     def embed(self, inputs: Inputs, room: int = 0) -> Tensor:
         """Scaled numbers and embeddings side by side, N x F, and ``room`` more columns without meaning."""

@@ -66,6 +66,7 @@ class PreparedNetwork:
         self.rank_V = torch.arange(columns - 1, -1, -1, dtype=torch.int32, device=device)
         self.code_by_column: NDArray[np.uint32] = np.zeros(columns, np.uint32)
         self.code_by_column[1:known] = artefact.categories.codes
+        self.calibration = artefact.fake_order
         self.log_horizon = log(artefact.churn_horizon_s)
         self.log_longest_gap = log(artefact.longest_gap_s)
         with torch.inference_mode():
@@ -119,7 +120,8 @@ class PreparedNetwork:
             for start in range(0, most, size):
                 part = slice(start, start + size)
                 new = state[part].clone()
-                made = self.trunk.step(inputs[part].clone(), state[part, direct:], new[:, direct:])
+                trunk = slice(direct, self.network.trunk_end)
+                made = self.trunk.step(inputs[part].clone(), state[part, trunk], new[:, trunk])
                 new[:, :direct] = self.shortcut(inputs[part])
                 read = new[:, : self.read_width].float()
                 self.small_heads(read, small := torch.empty(size, self.small_width, device=self.device))

@@ -27,6 +27,7 @@ from safetensors.torch import save as save_tensors
 from models.anomaly import Reference
 from models.columns import WINDOW, Columns, blank_columns, sample_columns
 from models.errors import ArtefactError
+from models.fake_order import Calibration
 from models.features import (
     ITEM_BUCKETS,
     FeatureSpec,
@@ -37,6 +38,7 @@ from models.features import (
     numeric_width,
 )
 from models.network import Architecture, Network
+from models.return_odds import ReturnOdds
 from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, CategoryVocabulary
 
 FORMAT = 2
@@ -72,6 +74,13 @@ class Artefact:
     window: int
     churn_horizon_s: float
     longest_gap_s: float
+    fake_order: Calibration | None = None
+    return_odds: ReturnOdds | None = None
+
+    @property
+    def purchase_code(self) -> int:
+        """The code of ``purchase``; -1, which no event has, where the vocabulary lacks it."""
+        return self.actions.names.index("purchase") if "purchase" in self.actions.names else -1
 
 
 def bundled() -> Path:
@@ -383,7 +392,15 @@ def _assemble(manifest: dict[str, Any], network: Network) -> Artefact:
         window=manifest["window"],
         churn_horizon_s=float(manifest["churn_horizon_s"]),
         longest_gap_s=float(manifest["longest_gap_s"]),
+        return_odds=ReturnOdds.from_dict(manifest.get("return_odds")),
+        fake_order=_fake_order_calibration(manifest["calibration"].get("fake_order")),
     )
+
+
+def _fake_order_calibration(kept: dict[str, Any] | None) -> Calibration | None:
+    if kept is None or kept["slope"] is None:
+        return None
+    return Calibration(float(kept["slope"]), float(kept["intercept"]))
 
 
 def _sample(artefact: Artefact) -> tuple[NDArray[np.uint32], Columns]:
@@ -397,7 +414,11 @@ def _golden_outputs(artefact: Artefact, window: NDArray[np.uint32], columns: Col
 
     state = np.zeros((len(window), artefact.state_width), np.float16)
     result = StepEngine(artefact, device="cpu").step(state, window, columns)
-    return {name: np.round(getattr(result, name), 6).tolist() for name in _GOLDEN_OUTPUTS}
+    names = _GOLDEN_OUTPUTS if artefact.network.fake_order is None else (*_GOLDEN_OUTPUTS, "fake_order")
+    outputs = {name: getattr(result, name) for name in names}
+    if "fake_order" in outputs and artefact.fake_order is None:
+        outputs["fake_order"] = outputs["fake_order"][:, :1]  # there is no probability yet
+    return {name: np.round(values, 6).tolist() for name, values in outputs.items()}
 
 
 def _check_golden(artefact: Artefact, folder: Path) -> None:

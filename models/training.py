@@ -26,6 +26,7 @@ from models.features import (
     raw_inputs,
 )
 from models.fitting import Fitting, Progress
+from models.labelled import LEAST_LABELS, FittedFakeOrder, fit_fake_order, labelled_part
 from models.network import TRUNKS, Architecture, Network
 from models.registry import (
     DEFAULT_CHURN_HORIZON_S,
@@ -37,6 +38,7 @@ from models.registry import (
     unsaved,
 )
 from models.related import lifts_without_own, related_categories
+from models.return_odds import fit_return_odds
 from models.runtime import StepEngine, StepResult
 from models.sequences import Sequences, chunks_of, readings, sequences_of
 from models.split import Split, scored_events, split_of
@@ -67,6 +69,7 @@ def train(
     device: str = "cpu",
     blend: bool = False,
     resume: bool = False,
+    least_labels: int = LEAST_LABELS,
     progress: Progress | None = None,
 ) -> Path:
     """Fit a network on the log's training users and write it as ``<root>/<name>/<version>``.
@@ -90,6 +93,8 @@ def train(
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is one.
         blend: learn from soft targets of trees and regression too, see ``models.teaching``.
         resume: go on from the checkpoint of the same settings, if there is one.
+        least_labels: labelled users of the rarer kind from which on ``fake_order`` has a probability; the head itself
+            is fitted when the log has labels of both kinds among the users that are fitted on.
         progress: called after each chunk and each epoch.
 
     Returns:
@@ -159,6 +164,10 @@ def train(
     network.eval()
     divisor = _calibrate(network, tuning)
     network.to("cpu")
+    fake_order = _fake_order(log, bounds, split_time_ms, spec, seed, least_labels)
+    if fake_order is not None:
+        network.attach(fake_order.head)
+        sizes = network.architecture
 
     training = {
         "events": len(split.fit["row"]),
@@ -194,14 +203,44 @@ def train(
         reference,
         churn_horizon_s=churn_horizon_s,
         longest_gap_s=longest_gap_s,
-        calibration={"next_action": {"method": "temperature, in the weights", "value": round(divisor, 4)}},
+        calibration={
+            "next_action": {"method": "temperature, in the weights", "value": round(divisor, 4)},
+            **({} if fake_order is None else {"fake_order": fake_order.described}),
+        },
         training=training,
     )
+    # The log's own clock ends where the test begins: no answer comes from there.
+    odds = fit_return_odds(split.fit, churn_horizon_s, split.purchase_code)
+    manifest["return_odds"] = None if odds is None else odds.as_dict()
     manifest["metrics"] = _measure(unsaved(network, manifest), split)
     folder = save_artefact(root, network, manifest)
     load_artefact(folder)
     checkpoint.remove()
     return folder
+
+
+def _fake_order(
+    log: TrainingLog,
+    bounds: tuple[int, int],
+    split_time_ms: int | None,
+    spec: FeatureSpec,
+    seed: int,
+    least_labels: int,
+) -> FittedFakeOrder | None:
+    """The supervised head of the labelled users; None without labels of both kinds."""
+    share = log.shares()
+    tuning = (share >= bounds[0]) & (share < bounds[1])
+    fitting = share < bounds[0] if split_time_ms is None else ~tuning
+    fitted = fit_fake_order(
+        labelled_part(log, fitting, split_time_ms),
+        labelled_part(log, tuning, split_time_ms),
+        spec,
+        seed=seed,
+        least_labels=least_labels,
+    )
+    if fitted is not None:
+        fitted.described["positive_labels"] = list(log.positive)
+    return fitted
 
 
 def _device(name: str) -> str:

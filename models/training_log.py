@@ -23,7 +23,9 @@ class TrainingLog:
 
     ``columns``: as ``models.columns.LAYOUT``, each user's events contiguous and in time order, ``row`` = the user.
     ``user_ids``: one a row. ``category_names``: name of each category code. ``digest``: SHA-256 of the files.
-    ``extras``: names of the columns of ``extra``, further numbers that the model is to read.
+    ``extras``: names of the columns of ``extra``, further numbers that the model is to read. ``given_labels``: of each
+    user, 1 for those whom the ``fake_order`` head is to find, 0 for others, -1 where nobody said; never a feature.
+    ``positive``: the spellings that meant 1.
     """
 
     columns: Columns
@@ -34,6 +36,13 @@ class TrainingLog:
     digest: str = ""
     files: tuple[str, ...] = field(default=())
     extras: tuple[str, ...] = ()
+    given_labels: NDArray[np.int8] | None = None
+    positive: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """``given_labels``, all unknown if there are none."""
+        return np.full(len(self.user_ids), -1, np.int8) if self.given_labels is None else self.given_labels
 
     def shares(self) -> NDArray[np.int64]:
         """crc32(user id) % 100 of each user, by which logs are split."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from models.churn import FIRST_SILENCE_S, return_chance, silence_deadlines
+from models.churn import FIRST_SILENCE_S, ReturnCurves
+from models.return_odds import ReturnOdds
 from stream.alerts import severity_of
 from stream.rounds import FoldedRound
 from stream.scoring import ClicksRequest
@@ -29,13 +30,16 @@ class ChurnAlerts:
         topic: the source that evidence names.
         horizon_s: coming back later than this is churn, seconds.
         threshold: of the chance of coming back within the horizon; below it the silence is an alert.
+        odds: of a model that has return odds; without, the chance is the gap head's.
 
     Attributes:
         counts: alerts so far, by kind.
     """
 
-    def __init__(self, topic: str, horizon_s: float, threshold: float) -> None:
-        self._topic, self._horizon_s, self._threshold = topic, horizon_s, threshold
+    def __init__(
+        self, topic: str, horizon_s: float, threshold: float, odds: ReturnOdds | None = None
+    ) -> None:
+        self._topic, self._horizon_s, self._threshold, self._odds = topic, horizon_s, threshold, odds
         self._timers = SilenceTimers({}, SortedIndex())
         self._chances: dict[bytes, float] = {}
         self.counts = {EXPECTED: 0, RETURNED: 0}
@@ -69,10 +73,15 @@ class ChurnAlerts:
         # A late event counts as the user's last time, which is not before its own.
         open_ = np.flatnonzero(until_ms - times_ms > FIRST_SILENCE_S * 1000)
         silences_s, chances = np.zeros(len(row), np.int64), np.zeros(len(row))
-        mixture = scores.gap_mixture[open_].parameters()
-        found = silence_deadlines(mixture, self._horizon_s, self._threshold)
+        curves = ReturnCurves(
+            self._horizon_s,
+            scores.gap_mixture[open_].parameters(),
+            self._odds,
+            None if self._odds is None else scores.return_base[open_],
+        )
+        found = curves.deadlines(self._threshold)
         silences_s[open_] = found
-        chances[open_] = return_chance(mixture, np.maximum(found, 1).astype(np.float64), self._horizon_s)
+        chances[open_] = curves.chance(np.maximum(found, 1).astype(np.float64))
         return silences_s.tolist(), chances.tolist()
 
     def _alert(self, said: Said, request: ClicksRequest) -> dict[str, Any]:

@@ -9,10 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.columns import Columns
 from models.evaluation.answers import Answers
 from models.evaluation.comparison import Comparison, add_baselines, compare_model, purchase_threshold
-from models.evaluation.predictions import Predictions, predictions_of
+from models.evaluation.labelled import BASELINES as LABEL_BASELINES
+from models.evaluation.labelled import UserScores, add_fake_order
+from models.evaluation.predictions import Predictions, predictions_of, run
+from models.labelled import Labelled, labelled_part
 from models.registry import Artefact, load_artefact
 from models.runtime import StepEngine
 from models.split import Split, split_of
@@ -20,6 +25,7 @@ from models.training_log import TrainingLog, check_bounds
 from stream.errors import ConfigurationError, InputFileError
 from stream.files import LogFile, read_log
 from stream.formats.tpp import TPP, UNIT_S
+from stream.labels import known_labels
 from stream.rebuilt import rebuilt_predictions, sample_of_users
 from stream.sessions import FoldRules
 from stream.settings import Settings
@@ -31,7 +37,8 @@ class Read:
     """A checked model and the users of a log on whom it is measured.
 
     ``columns``: of the measured users; ``measured``: ``test`` or ``all`` users of the log; ``crossed``: baselines are
-    fitted on those of them who are not being measured, fold by fold.
+    fitted on those of them who are not being measured, fold by fold. ``labelled``: those of the measured users whose
+    label is known, if the log has labels; ``fitted``: those whom learners from labels may be fitted on.
     """
 
     artefact: Artefact
@@ -45,6 +52,8 @@ class Read:
     format: str
     gap_unit_s: float
     notes: tuple[str, ...]
+    labelled: Labelled | None = None
+    fitted: Labelled | None = None
 
     @property
     def method(self) -> str:
@@ -81,6 +90,8 @@ def read_for(
     split: str,
     bounds: tuple[int, int] | None,
     baselines_on: str | None = None,
+    labels: Path | None = None,
+    positive: str | None = None,
     **options: Any,
 ) -> Read:
     """Load a model, and the users of a log on whom it can be measured.
@@ -92,6 +103,7 @@ def read_for(
         split: ``test`` or ``all``.
         bounds: two shares; None takes the split that the model was trained with, which may be by time.
         baselines_on: a log of other users, such as the model's, on which the baselines are fitted; needs ``all``.
+        labels, positive: a file of labels and which of them are to be found, see ``stream.labels.known_labels``.
 
     Raises:
         ConfigurationError: an unknown split, or bounds that nobody knows.
@@ -123,7 +135,8 @@ def read_for(
 
     def folded(file: LogFile) -> TrainingLog:
         spec = artefact.features
-        return training_log([file], rules, spec.utc_offset_s, spec.actions, extras=spec.extras)
+        known = known_labels([file], labels, positive)
+        return training_log([file], rules, spec.utc_offset_s, spec.actions, extras=spec.extras, labels=known)
 
     log = folded(read)
     if baselines_on is None:
@@ -154,6 +167,13 @@ def read_for(
             "This is the log that the model was trained on: with --split all its figures are not of unseen users. "
             "Use --split test."
         )
+    labelled = fitted = None
+    if log.given_labels is not None:
+        share = log.shares()
+        measured = share >= shares[1] if split == "test" and from_ms is None else share >= 0
+        labelled = labelled_part(log, measured)
+        if shares and (split == "test" or baselines_on is not None):
+            fitted = labelled_part(parts.log, parts.log.shares() < shares[0], from_ms)
     return Read(
         artefact=artefact,
         split=parts,
@@ -166,6 +186,8 @@ def read_for(
         format=read.format,
         gap_unit_s=UNIT_S if read.format == TPP.name else 1.0,
         notes=tuple(notes),
+        labelled=labelled,
+        fitted=fitted,
     )
 
 
@@ -207,6 +229,8 @@ def evaluated(
         )
     if with_baselines:
         add_baselines(comparison, read.split, read.crossed, tell)
+    if read.labelled is not None:
+        _measure_labels(read, read.labelled, engine, comparison, with_baselines)
     rebuilt = None
     if with_rebuilt:
         if tell is not None:
@@ -214,6 +238,29 @@ def evaluated(
         rebuilt = _rebuilt(read, engine, settings, threshold)
         comparison.notes += rebuilt.notes
     return Evaluated(made, comparison, rebuilt)
+
+
+def _measure_labels(
+    read: Read, labelled: Labelled, engine: StepEngine, comparison: Comparison, with_baselines: bool
+) -> None:
+    """The supervised score after each labelled user's last event, beside learners on the same users."""
+    if read.artefact.network.fake_order is None:
+        comparison.notes.append(
+            "fake_order is not measured: the model was trained without labels of both kinds."
+        )
+        return
+    if not min(labelled.users):
+        comparison.notes.append(
+            "fake_order is not measured: the measured users do not have labels of both kinds."
+        )
+        return
+    last = labelled.last()
+    score, probability = run(engine, labelled.columns).fake_order[last].T.astype(np.float64)
+    own = UserScores(score, None if np.isnan(probability).any() else probability)
+    others = {}
+    if with_baselines and read.fitted is not None and min(read.fitted.users) > 0:
+        others = {name: said(read.fitted, labelled.columns) for name, said in LABEL_BASELINES.items()}
+    add_fake_order(comparison, own, others, labelled.label_N[last])
 
 
 def _rebuilt(read: Read, engine: StepEngine, settings: Settings, threshold: float | None) -> Comparison:

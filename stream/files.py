@@ -53,6 +53,7 @@ class FileRecord(NamedTuple):
         value: canonical JSON, or the line's original bytes when it is canonical already or cannot be used.
         event_time_ms: Unix milliseconds, None when the line has none.
         unusable: why a row of delimited text is no event, None of one that is.
+        label: what somebody found the user to be, where the layout has a column of it; never part of the value.
     """
 
     line: int
@@ -60,19 +61,22 @@ class FileRecord(NamedTuple):
     value: bytes
     event_time_ms: int | None
     unusable: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class LogFile:
     """A file read to its end: its name, the format found, and its records in the order asked for.
 
-    ``left_out`` counts the rows that belong to nobody (orders without a customer) and so are no record.
+    ``left_out`` counts the rows that belong to nobody (orders without a customer) and so are no record. ``has_labels``:
+    the layout names a column of labels, however many rows have one.
     """
 
     name: str
     format: str
     records: list[FileRecord]
     left_out: int = 0
+    has_labels: bool = False
 
 
 class _Head(msgspec.Struct):
@@ -160,7 +164,8 @@ def read_log(
         raise InputFileError(f"{name} has a header but no rows. Check that it was written to its end.")
     if order == "time":
         records = _by_time(records)
-    return LogFile(name, layout.name, records if limit is None else records[:limit], left_out)
+    has_labels = isinstance(layout, Delimited) and layout.label is not None
+    return LogFile(name, layout.name, records if limit is None else records[:limit], left_out, has_labels)
 
 
 def _layout_of(
@@ -346,6 +351,8 @@ def _delimited_records(data: bytes, layout: Delimited, name: str) -> tuple[list[
             try:
                 event = layout.adapt_row(row)
                 record = _encoded(line, event)
+                if layout.label is not None and (label := row[layout.label].strip()):
+                    record = record._replace(label=label)
                 if layout.join is not None:
                     order = (event["user_id"], event["order_id"])
                     if order in orders:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import isnan
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -53,6 +54,7 @@ class Scores(Protocol):
     terms: NDArray[np.float32]
     too_predictable: NDArray[np.float32]
     anomaly_score: NDArray[np.float32]
+    fake_order: NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -175,6 +177,8 @@ class PredictionValues:
         for texts, before in ((events, self._before_event), (users, self._before_user)):
             for i, text in texts.long.items():
                 values[i] = values[i].replace(before.tobytes(), before.tobytes() + text, 1)
+        if result.fake_order.shape[1]:
+            values = self._with_fake_order(values, result.fake_order, integers[1:3])
         if user_vectors is None:
             return values
         self._check(
@@ -186,6 +190,21 @@ class PredictionValues:
         return [
             b"%b%b}" % (value[:cut], encode(vector)) for value, vector in zip(values, vectors, strict=True)
         ]
+
+    def _with_fake_order(
+        self, values: list[bytes], both: NDArray[np.float32], places: NDArray[np.int64]
+    ) -> list[bytes]:
+        """The values with score and probability; of a probability NaN says that there is none yet."""
+        fields = ["fake_order.score", "fake_order.probability"]
+        told = np.where(np.isnan(both), [[np.nan, 0.0]], both)
+        self._check((told >= 0) & (told <= 1), both, fields, places)
+        end = b'null,"user_vector":null}'
+        texts = (
+            b'{"score":%.6f,"probability":%b},"user_vector":null}'
+            % (score, b"null" if isnan(probability) else b"%.6f" % probability)
+            for score, probability in both.tolist()
+        )
+        return [value[: -len(end)] + text for value, text in zip(values, texts, strict=True)]
 
     def _fragments(
         self,

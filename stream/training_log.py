@@ -16,6 +16,7 @@ from stream.errors import InputFileError
 from stream.events import Event, decode_events
 from stream.files import LogFile
 from stream.formats import adapt_object
+from stream.labels import Labels
 from stream.rows import RowLayout
 from stream.sessions import FoldRules, NameCodes, columns_of, fold
 
@@ -29,6 +30,7 @@ def training_log(
     actions: ActionVocabulary | None = None,
     below_share: int = 100,
     extras: tuple[str, ...] = (),
+    labels: Labels | None = None,
 ) -> TrainingLog:
     """Fold whole files, one user's events in their order, every user from a blank row.
 
@@ -40,6 +42,7 @@ def training_log(
         below_share: only users with crc32(user id) % 100 below this are asked for actions, since a vocabulary must not
             know what only other users did; all are asked if there are none.
         extras: names of numbers in the events' ``extra`` that a model reads.
+        labels: of users, where there are any; users who are not in the files do not matter.
 
     Raises:
         InputFileError: no line of the files is an event.
@@ -88,6 +91,8 @@ def training_log(
         digest=digest.hexdigest(),
         files=tuple(Path(file.name).name for file in files),
         extras=extras,
+        given_labels=None if labels is None else labels.of(list(users)),
+        positive=() if labels is None else labels.positive,
     )
 
 

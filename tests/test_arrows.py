@@ -27,6 +27,7 @@ PURE = [
     Path("stream/dead_letters.py"),
     Path("stream/silence.py"),
     Path("models/churn.py"),
+    Path("models/return_odds.py"),
     Path("stream/alerts.py"),
     Path("stream/partitioner.py"),
     Path("stream/timeline.py"),

@@ -28,6 +28,8 @@ HEADLINES = {
     "purchase": (("roc_auc", False),),
     "gap": (("mae", True),),
     "next_category": (("recall_at_20", False), ("mrr", False)),
+    "fake_order": (("roc_auc", False),),
+    "churn": (("roc_auc", False),),
 }
 FEWEST_USERS = 10  # for baselines fitted on four fifths of the measured users themselves
 
@@ -35,18 +37,16 @@ Tell = Callable[[str], None]
 
 
 @dataclass
-class Comparison:
+class Figures:
     """Every figure of a model and of what it is compared with.
 
-    ``estimates[head][name]`` are those of the model (its own name) and of each baseline; ``purchase_by_method`` keeps
-    their purchase probabilities (N,) for curves; ``notes`` are sentences that a reader of the figures must know.
+    ``estimates[head][name]`` are those of the model (its own name) and of each baseline; ``notes`` are sentences that a
+    reader of the figures must know.
     """
 
     model: str
-    answers: Answers
-    estimates: dict[str, dict[str, list[Estimate]]] = field(default_factory=dict)
-    purchase_by_method: dict[str, NDArray] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    estimates: dict[str, dict[str, list[Estimate]]] = field(default_factory=dict, kw_only=True)
+    notes: list[str] = field(default_factory=list, kw_only=True)
 
     def add(self, head: str, name: str, estimates: list[Estimate]) -> None:
         """Remember what was measured of a method."""
@@ -94,6 +94,14 @@ class Comparison:
                     if name != self.model and other.metric in own
                 ]
         return pairs
+
+
+@dataclass
+class Comparison(Figures):
+    """The figures of a network's heads: ``purchase_by_method`` keeps purchase probabilities (N,) for curves."""
+
+    answers: Answers
+    purchase_by_method: dict[str, NDArray] = field(default_factory=dict)
 
 
 def entry(head: str, name: str, estimate: Estimate) -> dict[str, Any]:

@@ -31,6 +31,8 @@ COMMANDS: Final = (
     "rekey",
     "train",
     "evaluate",
+    "evaluate-labels",
+    "evaluate-churn",
     "models",
     "state",
     "alerts",
@@ -46,15 +48,19 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
         """The commands of this build."""
-        return [name for name in COMMANDS if importlib.util.find_spec(f"{__name__}.{name}")]
+        return [name for name in COMMANDS if importlib.util.find_spec(f"{__name__}.{_module(name)}")]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, imported now; None when there is no such one."""
         if cmd_name not in self.list_commands(ctx):
             return None
         part = typer.Typer()
-        importlib.import_module(f"{__name__}.{cmd_name}").register(part)
+        importlib.import_module(f"{__name__}.{_module(cmd_name)}").register(part)
         return typer.main.get_group(part).commands[cmd_name]
+
+
+def _module(command: str) -> str:
+    return command.replace("-", "_")
 
 
 app = typer.Typer(

@@ -34,7 +34,8 @@ Format = Annotated[
 Columns = Annotated[
     str | None,
     typer.Option(
-        "--columns", help="Delimited text: user=…,time=…,action=…[,item=…,category=…,price=…,extra.NAME=…]."
+        "--columns",
+        help="Delimited text: user=…,time=…,action=…[,item=…,category=…,price=…,label=…,extra.NAME=…].",
     ),
 ]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Of delimited text; a comma by default.")]
@@ -45,6 +46,31 @@ NoHeader = Annotated[bool, typer.Option("--no-header", help="The first line is d
 Order = Annotated[str, typer.Option("--order", help="time sorts the file by event time; file does not.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=0, help="At most so many events, the first in that order.")
+]
+
+
+LabelFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        help='Who is who, beside or instead of label= in --columns: a line {"user_id": …, "label": …} each.',
+        show_default=False,
+    ),
+]
+Positive = Annotated[
+    str | None,
+    typer.Option(
+        "--positive",
+        help="The labels that fake_order is to find, with commas between them; by default 1, true, fraud, fake, bot "
+        "and the like.",
+        show_default=False,
+    ),
+]
+LeastLabels = Annotated[
+    int,
+    typer.Option(
+        "--least-labels", min=1, help="Labelled users of the rarer kind that fake_order's probability needs."
+    ),
 ]
 
 

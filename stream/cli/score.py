@@ -127,7 +127,7 @@ def score(
     watch = None
     if churn_alerts is not None and artefact is not None:
         threshold = 1 - artefact.manifest["thresholds"]["churn_probability"]
-        watch = ChurnAlerts(topic, artefact.churn_horizon_s, threshold)
+        watch = ChurnAlerts(topic, artefact.churn_horizon_s, threshold, artefact.return_odds)
     with (
         written(out) as predicted,
         written(alerts, "--alerts") as alerted,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,12 @@ from stream.cli.options import (
     Delimiter,
     Format,
     Json,
+    LabelFile,
+    LeastLabels,
     Limit,
     NoHeader,
     Order,
+    Positive,
     TimeFormat,
     finish,
     tell_left_out,
@@ -26,6 +29,7 @@ from stream.cli.options import (
 
 if TYPE_CHECKING:
     from models.fitting import Progress, Report
+    from stream.labels import Labels
 
 
 def register(app: typer.Typer) -> None:
@@ -89,8 +93,15 @@ def train(
     ] = 2_592_000.0,
     extra: Annotated[
         str | None,
-        typer.Option("--extra", help="Numbers of the events' extra to learn from: duration,value."),
+        typer.Option(
+            "--extra",
+            help="Numbers of the events' extra to learn from: duration,value. With labels, by default those that "
+            "--columns names.",
+        ),
     ] = None,
+    labels: LabelFile = None,
+    positive: Positive = None,
+    least_labels: LeastLabels = 20,
     format: Format = "auto",  # noqa: A002 - the flag's name
     columns: Columns = None,
     delimiter: Delimiter = None,
@@ -104,11 +115,12 @@ def train(
     from models.registry import load_artefact, next_version
     from models.training import train as fit
     from stream.files import read_log
+    from stream.labels import known_labels
     from stream.training_log import training_log
 
     limits = parsed_bounds(bounds)
     split_time_ms = None if split_time is None else parsed_time_ms(split_time)
-    declared_extras = parsed_extras(extra)
+    parsed_extras(extra)  # refused before anything is read
     logs = [
         read_log(
             file,
@@ -124,11 +136,13 @@ def train(
     ]
     for log in logs:
         tell_left_out(log)
+    known = known_labels(logs, labels, positive)
     folded = training_log(
         logs,
         utc_offset_s=utc_offset_s,
         below_share=100 if split_time else limits[0],
-        extras=declared_extras,
+        extras=extras_to_read(extra, columns, labelled=known is not None),
+        labels=known,
     )
     with training_progress() as progress:
         folder = fit(
@@ -145,16 +159,48 @@ def train(
             device=device,
             blend=blend,
             resume=resume,
+            least_labels=least_labels,
             progress=progress,
         )
-    metrics = load_artefact(folder).manifest["metrics"]
+    manifest = load_artefact(folder).manifest
+    metrics = manifest["metrics"]
     text = [f"{folder}"]
     for part, entry in metrics.items():
         text.append(
             f"next-action log-loss, {part} part: {entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}], "
             f"{entry['n']} events"
         )
-    finish({"model": str(folder), "metrics": metrics}, "\n".join(text), as_json)
+    said = None
+    if known is not None:
+        said = head_sentence(known, manifest["calibration"].get("fake_order"))
+        text.append(said)
+    finish({"model": str(folder), "metrics": metrics, "fake_order": said}, "\n".join(text), as_json)
+
+
+def head_sentence(labels: Labels, head: dict[str, Any] | None) -> str:
+    """Whether there is a fake_order head, and what it was made of."""
+    if head is None:
+        return labels.lacking or (
+            "Too few labelled users fall into the part to fit on, so there is no fake_order head. Give more labels or "
+            "other --bounds."
+        )
+    users = head["labelled_users"]
+    probability = "with a probability"
+    if head["slope"] is None:
+        probability = f"without a probability until {head['least_labels']} users of either label are known"
+    return (
+        f"fake_order: {users['positive']} positive ({', '.join(labels.positive)}) and {users['negative']} negative "
+        f"users, {probability}"
+    )
+
+
+def extras_to_read(extra: str | None, columns: str | None, *, labelled: bool) -> tuple[str, ...]:
+    """The numbers that a model reads: those of ``--extra``, else with labels those that ``--columns`` names."""
+    from stream.formats.columns import extras_named
+
+    if extra is None and labelled:
+        return extras_named(columns)
+    return parsed_extras(extra)
 
 
 @contextmanager
@@ -196,7 +242,7 @@ def epoch_line(report: Report) -> str:
     )
 
 
-def parsed_time_ms(text: str) -> int:
+def parsed_time_ms(text: str, flag: str = "--split-time") -> int:
     """Unix milliseconds of an ISO 8601 moment, or of their own digits.
 
     Raises:
@@ -210,7 +256,7 @@ def parsed_time_ms(text: str) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigurationError(
-            f"--split-time {text!r} is no moment. Write for example 2026-01-31, 2026-01-31T18:00:00+08:00 or unix "
+            f"{flag} {text!r} is no moment. Write for example 2026-01-31, 2026-01-31T18:00:00+08:00 or unix "
             f"milliseconds."
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)

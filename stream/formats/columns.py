@@ -12,7 +12,7 @@ from stream.errors import ConfigurationError
 from stream.formats.shapes import Delimited
 from stream.formats.values import Rejected, number, text, time_reader
 
-__all__ = ["by_columns", "delimiter_of"]
+__all__ = ["by_columns", "delimiter_of", "extras_named"]
 
 _FIELDS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "user": ("user_id", text),
@@ -55,7 +55,7 @@ def by_columns(
     Args:
         columns: ``field=column`` pairs with commas between them; a field may also be given the name that it has in
             the canonical event (``user_id``). ``user`` and ``time`` are required, and
-            ``action`` unless ``order`` is given: a log of orders has only purchases.
+            ``action`` unless ``order`` is given: a log of orders has only purchases. ``label`` is no part of the event.
         delimiter: one character, ``\t`` or ``tab`` for a tab; a comma by default.
         time_format: ``s``, ``ms``, ``iso`` or a strptime pattern; None goes by each value.
         header: whether the first row names the columns.
@@ -93,7 +93,16 @@ def by_columns(
             event["extra"] = numbers
         return event
 
-    return Delimited("columns", tuple(dict.fromkeys(pairs.values())), header, adapt_row, delimiter)
+    names = tuple(dict.fromkeys(pairs.values()))
+    return Delimited("columns", names, header, adapt_row, delimiter, label=pairs.get("label"))
+
+
+def extras_named(columns: str | None) -> tuple[str, ...]:
+    """The extras that a ``--columns`` names, in its order."""
+    fields = (part.partition("=")[0].strip() for part in (columns or "").split(","))
+    return tuple(
+        dict.fromkeys(field.removeprefix("extra.") for field in fields if field.startswith("extra."))
+    )
 
 
 def delimiter_of(name: str) -> str:
@@ -114,12 +123,14 @@ def _pairs(columns: str, header: bool) -> dict[str, str]:
         field, equals, column = (piece.strip() for piece in part.partition("="))
         field = _ALIASES.get(field, field)
         known = (
-            field in _FIELDS or field == "time" or (field.startswith("extra.") and len(field) > len("extra."))
+            field in _FIELDS
+            or field in ("time", "label")
+            or (field.startswith("extra.") and len(field) > len("extra."))
         )
         if not equals or not column or not known:
             raise ConfigurationError(
                 f"--columns: {part.strip()!r} is not FIELD=COLUMN with FIELD one of "
-                f"time, {', '.join(_FIELDS)}, extra.NAME. Example: {_EXAMPLE}"
+                f"time, {', '.join(_FIELDS)}, label, extra.NAME. Example: {_EXAMPLE}"
             )
         if field in pairs:
             raise ConfigurationError(

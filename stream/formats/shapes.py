@@ -23,6 +23,7 @@ class Delimited:
         left_out: whether a row belongs to nobody: the reader of a file leaves it out and counts it.
         join: where a row is a line of an order, adds one to the first of the same user and order. Such a layout is for
             files only, as a record is one event.
+        label: the column that says what somebody found the row's user to be; for training, never part of the event.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Delimited:
     fits: Callable[[list[str]], bool] | None = None
     left_out: Callable[[Mapping[str, str]], bool] | None = None
     join: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)

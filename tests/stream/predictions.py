@@ -34,6 +34,7 @@ class Prediction:
     terms: list[float]
     too_predictable: float
     anomaly_score: float
+    fake_order: tuple[float, float] | None = None
 
 
 def arguments_of(predictions: Sequence[Prediction]) -> tuple[Any, ...]:
@@ -43,6 +44,7 @@ def arguments_of(predictions: Sequence[Prediction]) -> tuple[Any, ...]:
     def floats(name: str) -> np.ndarray:
         return np.array([getattr(one, name) for one in predictions], np.float32)
 
+    width = 2 if any(one.fake_order for one in predictions) else 0
     result = SimpleNamespace(
         next_action=floats("next_action"),
         top_category=np.array([[code for code, _ in row] for row in padded], np.uint32).reshape(-1, K),
@@ -53,6 +55,9 @@ def arguments_of(predictions: Sequence[Prediction]) -> tuple[Any, ...]:
         terms=floats("terms").reshape(-1, 3),
         too_predictable=floats("too_predictable"),
         anomaly_score=floats("anomaly_score"),
+        fake_order=np.array([one.fake_order or () for one in predictions], np.float32).reshape(
+            len(padded), width
+        ),
     )
     return (
         [one.user_id for one in predictions],
@@ -108,6 +113,10 @@ def reference(
             "too_predictable": six(one.too_predictable),
             "reasons": sorted(reasons, key=lambda reason: -reason["nats"]),
         },
-        "fake_order": None,
+        "fake_order": one.fake_order
+        and {
+            "score": six(one.fake_order[0]),
+            "probability": None if np.isnan(one.fake_order[1]) else six(one.fake_order[1]),
+        },
         "user_vector": None,
     }

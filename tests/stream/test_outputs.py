@@ -155,6 +155,16 @@ def test_predictions_match_their_schema(one):
     jsonschema.Draft202012Validator(load_schema("predictions")).validate(json.loads(values[0]))
 
 
+@_slow_machines
+@given(_predictions, _probability, st.none() | _probability, st.booleans())
+def test_a_supervised_score_is_an_object_and_no_probability_is_null(one, score, probability, vectors):
+    """Score and probability with six decimals, null where labels were too few, also beside a user vector."""
+    one = replace(one, fake_order=(score, float("nan") if probability is None else probability))
+    vector = np.zeros((1, 2), np.float16) if vectors else None
+    values, _ = a_renderer().render(*arguments_of([one]), NAMES, vector)
+    assert json.loads(values[0]) == expected(one) | {"user_vector": [0.0, 0.0] if vectors else None}
+
+
 def test_user_vectors_are_rendered_when_asked_for():
     """Four decimals, no negative zero, and the schema allows it."""
     vectors = np.array([[0.12345, -0.00001, 1.0], [-2.5, 0.0, 60000.0]], np.float16)

@@ -21,10 +21,13 @@ from tests.chaos.proxy import Proxy
 REPOSITORY = Path(__file__).parents[2]
 SESSION_TIMEOUT_S = 4.0
 TERM_TIMEOUT_S = 12.0
+LOOK_S = 0.05
 
 
 class Worker:
     """One process and its log; restarted under the same name it keeps its data directory."""
+
+    opens = "opened"  # what it says of a partition that it begins to process
 
     def __init__(
         self,
@@ -42,25 +45,28 @@ class Worker:
         self._began = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "tests.chaos.worker", "--name", name),
-                    *(
-                        "--bootstrap",
-                        bootstrap or round_.bootstrap,
-                        "--app-id",
-                        round_.app_id,
-                        "--prefix",
-                        round_.prefix,
-                    ),
-                    *("--data-dir", str(self.data_dir)),
-                    *("--session-timeout-ms", str(int(session_timeout_s * 1000))),
-                    *switches,
-                ],
+                self.command(round_, bootstrap or round_.bootstrap, int(session_timeout_s * 1000), switches),
                 cwd=REPOSITORY,
+                env=self.environment(round_, bootstrap or round_.bootstrap, int(session_timeout_s * 1000)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+
+    def command(
+        self, round_: Round, bootstrap: str, session_timeout_ms: int, switches: list[str]
+    ) -> list[str]:
+        """What is run."""
+        return [
+            *(sys.executable, "-m", "tests.chaos.worker", "--name", self.name),
+            *("--bootstrap", bootstrap, "--app-id", round_.app_id, "--prefix", round_.prefix),
+            *("--data-dir", str(self.data_dir), "--session-timeout-ms", str(session_timeout_ms)),
+            *switches,
+        ]
+
+    def environment(self, round_: Round, bootstrap: str, session_timeout_ms: int) -> dict[str, str] | None:
+        """The variables it sees; None for our own."""
+        return None
 
     @property
     def running(self) -> bool:
@@ -115,7 +121,7 @@ class Worker:
     @property
     def open(self) -> bool:
         """Whether this life has opened a partition."""
-        return self.running and bool(self.said("opened"))
+        return self.running and bool(self.said(self.opens))
 
     def said(self, event: str, earlier_lives: bool = False, **values: Any) -> list[dict[str, Any]]:
         """Its lines of one kind."""
@@ -135,15 +141,13 @@ class Worker:
         Raises:
             TimeoutError: it did not, with the end of its log.
         """
-        deadline_s = time.monotonic() + timeout_s
-        while len(found := self.said(event, **values)) < count:
-            if time.monotonic() > deadline_s:
-                tail = self.log.read_text(errors="replace")[-2000:]
-                raise TimeoutError(
-                    f"{self.name} did not say {event!r} {values} {count} times; its log ends: {tail}"
-                )
-            time.sleep(0.05)
-        return found
+        # Looks are counted, not seconds: a machine that stands still for a minute stands still for all of us.
+        for _ in range(int(timeout_s / LOOK_S)):
+            if len(found := self.said(event, **values)) >= count:
+                return found
+            time.sleep(LOOK_S)
+        tail = self.log.read_text(errors="replace")[-2000:]
+        raise TimeoutError(f"{self.name} did not say {event!r} {values} {count} times; its log ends: {tail}")
 
 
 class Fleet:
@@ -156,6 +160,8 @@ class Fleet:
         disks: every worker has a small disk of its own, where one can be mounted.
         seed: of the exits that workers inject; each life has another one.
     """
+
+    worker_class: type[Worker] = Worker
 
     def __init__(
         self,
@@ -193,7 +199,9 @@ class Fleet:
         if self.seed is not None:
             every += ["--seed", str(self.seed * 1000 + self.started)]
         bootstrap = self.proxies[name].address if self.proxied else None
-        worker = Worker(name, self.round, self.folder, self.session_timeout_s, [*every, *switches], bootstrap)
+        worker = self.worker_class(
+            name, self.round, self.folder, self.session_timeout_s, [*every, *switches], bootstrap
+        )
         self.workers[name] = self.logs[name] = worker
         return worker
 
@@ -245,12 +253,11 @@ class Fleet:
 
     def catch_up(self, timeout_s: float = 120) -> bool:
         """Tend until everything in the source is committed."""
-        deadline_s = time.monotonic() + timeout_s
-        while not self.round.caught_up():
-            if time.monotonic() > deadline_s:
-                return False
+        for _ in range(int(timeout_s / 0.2)):
+            if self.round.caught_up():
+                return True
             self.tend_for(0.2)
-        return True
+        return self.round.caught_up()
 
     def stop(self) -> None:
         """SIGTERM to all at once; whoever does not end in time is killed and counted."""

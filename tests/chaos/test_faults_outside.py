@@ -52,7 +52,7 @@ def play_silence(played: Scene) -> None:
     heir = played.fleet.start("B")
     heir.await_line("opened")
     played.fleet.proxies["A"].hush(SESSION_TIMEOUT_S + 3)
-    heir.await_line("opened", count=3, timeout_s=90)
+    played.fleet.tend_for(SESSION_TIMEOUT_S + 3)
 
 
 def play_full_disk(played: Scene) -> None:

@@ -70,6 +70,7 @@ def train(
     blend: bool = False,
     resume: bool = False,
     least_labels: int = LEAST_LABELS,
+    fraud: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Fit a network on the log's training users and write it as ``<root>/<name>/<version>``.
@@ -95,6 +96,7 @@ def train(
         resume: go on from the checkpoint of the same settings, if there is one.
         least_labels: labelled users of the rarer kind from which on ``fake_order`` has a probability; the head itself
             is fitted when the log has labels of both kinds among the users that are fitted on.
+        fraud: what is usual among the training users, for alerts; kept in the manifest as it is.
         progress: called after each chunk and each epoch.
 
     Returns:
@@ -212,6 +214,8 @@ def train(
     # The log's own clock ends where the test begins: no answer comes from there.
     odds = fit_return_odds(split.fit, churn_horizon_s, split.purchase_code)
     manifest["return_odds"] = None if odds is None else odds.as_dict()
+    if fraud is not None:
+        manifest["fraud"] = fraud
     manifest["metrics"] = _measure(unsaved(network, manifest), split)
     folder = save_artefact(root, network, manifest)
     load_artefact(folder)

@@ -33,10 +33,17 @@ PURE = [
     Path("stream/timeline.py"),
     Path("stream/wording.py"),
     Path("stream/order_brushing.py"),
+    Path("stream/engagements.py"),
+    Path("stream/item_farms.py"),
+    Path("stream/fraud_alerts.py"),
     Path("stream/group_detectors.py"),
     Path("stream/brushed_shops.py"),
     Path("models/split.py"),
-    *(path for path in FILES if path.parent in {Path("stream/formats"), Path("models/baselines")}),
+    *(
+        path
+        for path in FILES
+        if path.parent in {Path("stream/formats"), Path("models/baselines"), Path("models/fraud")}
+    ),
 ]
 # What looks at the world: files, processes, the network, other threads, chance, the clock. pathlib may find the
 # schemas that are shipped beside the code: they are constants.

@@ -55,7 +55,13 @@ def score(
     ] = None,
     alerts: Annotated[
         str | None,
-        typer.Option("--alerts", help="Where alerts about shops go, a line each; - is standard output."),
+        typer.Option("--alerts", help="Where alerts about fraud go, a line each; - is standard output."),
+    ] = None,
+    target_fpr: Annotated[
+        float, typer.Option("--target-fpr", help="Share of honest users that alerts may flag.")
+    ] = 0.01,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="TOML of limits for --alerts; the shipped one by default.")
     ] = None,
     dead_letters: Annotated[
         Path | None, typer.Option("--dead-letters", help="Where rejected records go, with their reasons.")
@@ -87,6 +93,8 @@ def score(
     from stream.dead_letters import parse
     from stream.errors import ConfigurationError
     from stream.files import read_log
+    from stream.fraud_alerts import usual_of
+    from stream.fraud_rules import read_rules
     from stream.offline import records_of, score_batches
     from stream.offline_alerts import log_alerts
     from stream.settings import load_settings
@@ -104,8 +112,14 @@ def score(
             f"{' and '.join(to_standard_output[:2])} are both standard output. Name a file for one of them."
         )
     settings = load_settings(model=model, device=device)
+    limits = read_rules(rules)
     no_model = out is None and churn_alerts is None
-    artefact = None if no_model else load_artefact(settings.model or bundled())
+    named = settings.model is not None and alerts is not None
+    artefact = None if no_model and not named else load_artefact(settings.model or bundled())
+    # A model of the shop knows what is usual there; without one the log's own users are each other's measure.
+    usual = usual_of(artefact) if named and artefact is not None else None
+    if no_model:
+        artefact = None
     engine = None if artefact is None else StepEngine(artefact, device=settings.device)
     began = time.monotonic()
     log = read_log(
@@ -128,6 +142,18 @@ def score(
     if churn_alerts is not None and artefact is not None:
         threshold = 1 - artefact.manifest["thresholds"]["churn_probability"]
         watch = ChurnAlerts(topic, artefact.churn_horizon_s, threshold, artefact.return_odds)
+    found = None
+    if alerts is not None:
+        with progress("engagements watched", None) as watched:
+            found = log_alerts(
+                log.records,
+                settings,
+                topic,
+                target_fpr=target_fpr,
+                limits=limits,
+                reference=usual,
+                advance=watched,
+            )
     with (
         written(out) as predicted,
         written(alerts, "--alerts") as alerted,
@@ -140,7 +166,6 @@ def score(
             for alert in watch.of_round(*answered) if watch else ():
                 churned.write(json.dumps(alert).encode() + b"\n")
 
-        found = None if alerts is None else log_alerts(log.records, settings, topic)
         if found is not None:
             alerted.writelines(alert.as_json() + b"\n" for alert in found.alerts)
         batches: Iterable[Rendered] = ()

@@ -26,6 +26,9 @@ from stream.cli.options import (
     finish,
     tell_left_out,
 )
+from stream.cli.options import (
+    progress as progress_of,
+)
 
 if TYPE_CHECKING:
     from models.fitting import Progress, Report
@@ -115,6 +118,7 @@ def train(
     from models.registry import load_artefact, next_version
     from models.training import train as fit
     from stream.files import read_log
+    from stream.fraud_alerts import usual_users
     from stream.labels import known_labels
     from stream.training_log import training_log
 
@@ -144,6 +148,10 @@ def train(
         extras=extras_to_read(extra, columns, labelled=known is not None),
         labels=known,
     )
+    # The users that measure are no part of what is usual, nor is what happens from the split on.
+    records = [record for log in logs for record in log.records]
+    with progress_of("engagements watched", None) as watched:
+        fraud = usual_users(records, 100 if split_time else limits[1], split_time_ms, watched)
     with training_progress() as progress:
         folder = fit(
             folded,
@@ -160,6 +168,7 @@ def train(
             blend=blend,
             resume=resume,
             least_labels=least_labels,
+            fraud=fraud,
             progress=progress,
         )
     manifest = load_artefact(folder).manifest

@@ -31,6 +31,7 @@ COMMANDS: Final = (
     "rekey",
     "train",
     "evaluate",
+    "evaluate-alerts",
     "evaluate-labels",
     "evaluate-churn",
     "models",

@@ -3,6 +3,7 @@
 make chaos ROUNDS=30 SEED=1
 make chaos ROUNDS=20 ARGS="--planted no-cleanse --broker-share 1"
 make chaos ROUNDS=3 ARGS="--only 'lost answer' --only cut --broker-share 0"
+make chaos ROUNDS=3 ARGS="--product-share 1"
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stream.broker import Broker
-from tests.chaos.plan import WORKER_FAULTS
+from tests.chaos.plan import PRODUCT_FAULTS, WORKER_FAULTS
 from tests.chaos.planted import PLANTED
 from tests.chaos.rounds import Outcome, Shape, run_round, totals
 
@@ -30,12 +31,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first round; each next has one more")
     parser.add_argument("--faults", type=int, default=default.faults, help="in a round")
     parser.add_argument(
-        "--only", action="append", choices=WORKER_FAULTS, help="these kinds of faults; repeatable"
+        "--only",
+        action="append",
+        choices=sorted({*WORKER_FAULTS, *PRODUCT_FAULTS}),
+        help="these kinds of faults; repeatable",
     )
     parser.add_argument(
         "--broker-share", type=float, default=default.broker_share, help="of rounds that kill the broker"
     )
     parser.add_argument("--broker-kills", type=int, default=1, help="in each of those")
+    parser.add_argument(
+        "--product-share", type=float, default=default.product_share, help="of rounds with `foreclick worker`"
+    )
     parser.add_argument("--rate", type=float, default=default.rate, help="events a second")
     parser.add_argument("--planted", choices=PLANTED, help="run with a bug until it is caught")
     options = parser.parse_args(arguments)
@@ -44,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         rate=options.rate,
         broker_share=options.broker_share,
         broker_kills=options.broker_kills,
-        kinds={kind: WORKER_FAULTS[kind] for kind in options.only or WORKER_FAULTS},
+        only=options.only or (),
+        product_share=options.product_share,
         planted=options.planted,
     )
     # An order to stop is an exception like Ctrl-C's, so that workers and broker are ended on the way out.

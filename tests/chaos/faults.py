@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tests.chaos import disk
-from tests.chaos.driver import Driver
 from tests.chaos.fleet import Fleet, Worker
 from tests.chaos.plan import Fault
 from tests.chaos.proxy import ADD_PARTITIONS, COMMIT_OFFSETS, END_TRANSACTION, PRODUCE
@@ -31,8 +30,17 @@ class RunningBroker(Protocol):
     def restart(self) -> None: ...
 
 
+class Traffic(Protocol):
+    """What a round asks of whoever sends its events."""
+
+    def poison(self, count: int) -> None: ...
+
+
 class Faults:
     """The faults of one round.
+
+    Args:
+        swap: has the workers serve another model; (number drawn from the plan) -> None.
 
     Attributes:
         failovers_s: from a kill -9 to the first commit by the next owner of each partition, where nothing else
@@ -41,8 +49,14 @@ class Faults:
         unclear: workers that ended on a full disk otherwise than in one clear line.
     """
 
-    def __init__(self, fleet: Fleet, broker: RunningBroker, driver: Driver):
-        self._fleet, self._broker, self._driver = fleet, broker, driver
+    def __init__(
+        self,
+        fleet: Fleet,
+        broker: RunningBroker,
+        driver: Traffic,
+        swap: Callable[[int], None] = lambda number: None,
+    ):
+        self._fleet, self._broker, self._driver, self._to_model = fleet, broker, driver, swap
         self._fresh = [name for name in NAMES if name not in fleet.workers]
         self._chance = random.Random()
         self.failovers_s: list[float] = []
@@ -69,6 +83,7 @@ class Faults:
             "compaction": self._compaction,
             "clock": self._clock,
             "poison": self._poison,
+            "swap": self._swap,
             "power cut": self._power_cut,
             "broker": self._kill_broker,
             "broker and workers": self._kill_everything,
@@ -274,6 +289,10 @@ class Faults:
 
     def _poison(self) -> bool:
         self._driver.poison(POISON_RECORDS)
+        return True
+
+    def _swap(self) -> bool:
+        self._to_model(self._chance.getrandbits(16))
         return True
 
     # ------------------------------------------------------------------ the broker

@@ -31,6 +31,26 @@ WORKER_FAULTS: Mapping[str, int] = {
     "poison": 2,
     "power cut": 1,
 }
+# Of the product's own workers. Faults that need switches of the test worker, or a line in its log, are not among them.
+PRODUCT_FAULTS: Mapping[str, int] = {
+    "kill": 4,
+    "term": 3,
+    "stop": 2,
+    "join": 3,
+    "leave": 3,
+    "wipe": 2,
+    "old": 2,
+    "damaged": 2,
+    "full disk": 1,
+    "cut": 3,
+    "slow": 2,
+    "silence": 2,
+    "lost answer": 4,
+    "compaction": 1,
+    "poison": 3,
+    "swap": 2,
+    "power cut": 1,
+}
 BROKER_FAULTS = ("broker", "broker and workers")
 
 
@@ -51,10 +71,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """A round before it begins: ``workers`` of its beginning, and its faults in their order."""
+    """A round before it begins: whose workers it has and how many at first, and its faults in their order."""
 
     seed: int
     workers: int
+    product: bool
     faults: tuple[Fault, ...]
 
 
@@ -65,6 +86,8 @@ def draw(
     kinds: Mapping[str, int] = WORKER_FAULTS,
     broker_share: float = 1 / 3,
     broker_kills: int = 1,
+    product_share: float = 0,
+    product_kinds: Mapping[str, int] = PRODUCT_FAULTS,
 ) -> Plan:
     """The plan of a seed.
 
@@ -73,15 +96,18 @@ def draw(
         pause_s: between two faults, drawn evenly from the two.
         kinds: and how often each is drawn.
         broker_share: chance of a round in which the broker is killed, ``broker_kills`` times.
+        product_share: chance of a round of the product's own workers, with ``product_kinds``.
     """
     chance = random.Random(f"round {seed}")  # a number would give its neighbours much the same beginning
-    workers = chance.randint(1, 3)
+    workers, product = chance.randint(1, 3), chance.random() < product_share
+    if product:
+        kinds = product_kinds
     drawn = chance.choices(list(kinds), list(kinds.values()), k=count) if kinds else []
     if chance.random() < broker_share:
         for place in chance.sample(range(len(drawn)), min(broker_kills, len(drawn))):
             drawn[place] = chance.choice(BROKER_FAULTS)
     faults = [Fault(kind, chance.uniform(*pause_s), chance.getrandbits(32)) for kind in drawn]
-    return Plan(seed, workers, tuple(faults))
+    return Plan(seed, workers, product, tuple(faults))
 
 
 def quantile(values: Sequence[float], q: float) -> float | None:

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.chaos.cluster import Round
@@ -22,7 +22,8 @@ from tests.chaos.driver import Driver
 from tests.chaos.faults import NAMES, Faults, RunningBroker
 from tests.chaos.fleet import Fleet
 from tests.chaos.oracle import Input, Verdict, judge
-from tests.chaos.plan import BROKER_FAULTS, WORKER_FAULTS, Plan, draw, quantile
+from tests.chaos.plan import BROKER_FAULTS, PRODUCT_FAULTS, WORKER_FAULTS, Plan, draw, quantile
+from tests.chaos.product import Clicks, Product, ProductFleet
 
 OPENING_S = 20.0
 
@@ -38,6 +39,8 @@ class Shape:
         exit_probability: of an injected exit at each step of each micro-batch; ten times that while opening.
         write_buffer_bytes: of each store: rows reach the disk within a round, in many files.
         broker_share: of rounds in which the broker is killed, ``broker_kills`` times.
+        only: these kinds of faults; all when empty.
+        product_share: of rounds of the product itself; the others have a stage that an oracle of its own can judge.
     """
 
     faults: int = 8
@@ -50,12 +53,25 @@ class Shape:
     write_buffer_bytes: int = 64 << 10
     broker_share: float = 1 / 3
     broker_kills: int = 1
-    kinds: Mapping[str, int] = field(default_factory=lambda: WORKER_FAULTS)
+    only: Sequence[str] = ()
+    product_share: float = 0  # opt-in: each of its workers loads torch
     planted: str | None = None
 
     def plan(self, seed: int) -> Plan:
         """What happens in the round of this seed."""
-        return draw(seed, self.faults, self.pause_s, self.kinds, self.broker_share, self.broker_kills)
+        return draw(
+            seed,
+            self.faults,
+            self.pause_s,
+            kinds=self._asked(WORKER_FAULTS),
+            broker_share=self.broker_share,
+            broker_kills=self.broker_kills,
+            product_share=0 if self.planted else self.product_share,
+            product_kinds=self._asked(PRODUCT_FAULTS),
+        )
+
+    def _asked(self, kinds: Mapping[str, int]) -> dict[str, int]:
+        return {kind: weight for kind, weight in kinds.items() if not self.only or kind in self.only}
 
     def switches(self, faulty: bool) -> list[str]:
         """Of every worker, while the faults last or after them."""
@@ -73,6 +89,7 @@ class Outcome:
 
     seed: int
     workers: int
+    product: bool = False
     faults: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)  # could not happen when their moment came
     exits: Counter[str] = field(default_factory=Counter)
@@ -109,7 +126,7 @@ class Outcome:
             f"seed={self.seed}",
             "CLEAN" if self.clean else "NOT CLEAN",
             f"{self.seconds:.0f}s",
-            f"workers={self.workers}",
+            f"workers={self.workers}" + " of the product" * self.product,
             f"faults={','.join(self.faults)}",
             f"missed={','.join(self.missed)}",
             f"injected_exits={self.injected_exits}",
@@ -135,23 +152,28 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path) -> O
     """One round on topics of its own; its folder is kept only when it is not clean."""
     began_s = time.monotonic()
     plan = shape.plan(seed)
+    if plan.product:
+        shape = replace(shape, partitions=4, rate=min(shape.rate, 300))
     # The id is new in every run, so that a round can be repeated with its seed on the same broker.
     round_ = Round(
         broker.bootstrap_servers, f"chaos-{seed}-{time.time_ns() // 1_000_000 % 10**9}", shape.partitions
     )
-    fleet = Fleet(
+    fleet = (ProductFleet if plan.product else Fleet)(
         *(round_, folder, shape.switches(faulty=True), shape.session_timeout_s),
         proxied=True,
         disks=True,
         seed=seed,
     )
-    outcome = Outcome(seed, plan.workers)
+    outcome = Outcome(seed, plan.workers, plan.product)
+    product = Product(round_, folder) if plan.product else None
     try:
-        round_.create()
-        _play(broker, round_, fleet, shape, plan, outcome)
+        (product or round_).create()
+        _play(broker, round_, fleet, shape, plan, outcome, product)
         fleet.stop()
         if outcome.failure is None:
-            outcome.verdict = judge(round_, Input(round_).read(), fleet.data_dirs)
+            outcome.verdict = (
+                product.judge() if product else judge(round_, Input(round_).read(), fleet.data_dirs)
+            )
     except Exception as error:
         outcome.failure = f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)!r}"
     finally:
@@ -163,24 +185,34 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path) -> O
         outcome.last_words = fleet.last_words()
         fleet.end(keep=not outcome.clean)
     outcome.seconds = time.monotonic() - began_s
+    (product or round_).delete()
     if outcome.clean:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         outcome.kept = folder
-    round_.delete()
     return outcome
 
 
 def _play(
-    broker: RunningBroker, round_: Round, fleet: Fleet, shape: Shape, plan: Plan, outcome: Outcome
+    broker: RunningBroker,
+    round_: Round,
+    fleet: Fleet,
+    shape: Shape,
+    plan: Plan,
+    outcome: Outcome,
+    product: Product | None,
 ) -> None:
     for name in NAMES[: plan.workers]:
         fleet.start(name)
-    driver = Driver(
-        round_.bootstrap, round_.source, events=None, rate=shape.rate, users=shape.users, seed=plan.seed
-    )
+    driver: Driver | Clicks
+    if product:
+        driver = Clicks(product.settings, shape.rate, plan.seed)
+        faults = Faults(fleet, broker, driver, product.swap)
+    else:
+        options = {"rate": shape.rate, "users": shape.users, "seed": plan.seed}
+        driver = Driver(round_.bootstrap, round_.source, events=None, **options)  # type: ignore[arg-type]
+        faults = Faults(fleet, broker, driver)
     driver.start()
-    faults = Faults(fleet, broker, driver)
     try:
         fleet.tend_for(OPENING_S, until=fleet.all_open)
         for fault in plan.faults:
@@ -235,6 +267,7 @@ def totals(outcomes: Sequence[Outcome]) -> str:
             "failovers_disturbed": sum(outcome.disturbed for outcome in outcomes),
             "faults_by_kind": dict(sum((outcome.kinds() for outcome in outcomes), Counter()).most_common()),
             "missed": sum(len(outcome.missed) for outcome in outcomes),
+            "product_rounds": sum(outcome.product for outcome in outcomes),
             "broker_kill_rounds": sum(outcome.broker_killed for outcome in outcomes),
             "repeat_rounds": sum(bool(outcome.verdict and outcome.verdict.repeats) for outcome in outcomes),
             "stopped_in_transaction": sum(outcome.stops_inside for outcome in outcomes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from tests.chaos.__main__ import replay
-from tests.chaos.plan import BROKER_FAULTS, WORKER_FAULTS, draw, quantile
+from tests.chaos.plan import BROKER_FAULTS, PRODUCT_FAULTS, WORKER_FAULTS, draw, quantile
 
 
 def test_a_seed_is_a_plan() -> None:
@@ -19,6 +19,8 @@ def test_every_fault_is_drawn_within_sixty_rounds() -> None:
     """Nothing stands in the list that no run tries."""
     drawn = {fault.kind for seed in range(60) for fault in draw(seed, 8).faults}
     assert drawn == {*WORKER_FAULTS, *BROKER_FAULTS}
+    product = {fault.kind for seed in range(60) for fault in draw(seed, 8, product_share=1).faults}
+    assert product == {*PRODUCT_FAULTS, *BROKER_FAULTS}
 
 
 def test_rounds_without_broker_kills_have_none() -> None:

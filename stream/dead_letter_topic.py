@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from stream.broker.topics import TopicInfo
+from stream.broker.topics import TopicInfo, describe_topics
 from stream.dead_letters import REPLAYED_HEADER, DeadLetter, parse
 from stream.errors import TopicError
 from stream.settings import Settings
@@ -103,7 +103,7 @@ def replay_dead_letters(
     limit: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
-    """Send dead letters into the input topic again, with their original key and bytes, each once ever.
+    """Send dead letters into the topic again that they came from, with their original key and bytes, each once ever.
 
     Records and the memory of what was sent are one transaction, so a run that is killed or repeated sends nothing
     twice. They carry the header ``clicks.replayed``, for which the limits of lateness do not hold. Letters that do not
@@ -119,7 +119,7 @@ def replay_dead_letters(
         Count by reason of what this call sent.
     """
     letters = existing(settings, settings.dead_letters_topic)
-    source = existing(settings, settings.clicks_topic)
+    sources = _sources(settings)
     positions = ToolPositions(settings, "dlq-replay")
     topic_id = base64.urlsafe_b64encode(letters.topic_id).decode()
     memory = {
@@ -136,6 +136,8 @@ def replay_dead_letters(
             moved: dict[str, Any] = {}
             with positions.transaction(moved) as producer:
                 for stored in group:
+                    # What stood in a topic that is none of ours any more was a click: there was nothing else.
+                    source = sources.get(stored.letter.topic) or sources[settings.clicks_topic]
                     produce(producer, source.name, **_again(stored, letters, source))
                     memory[stored.partition].sent(stored.offset, reason)
                     moved[f"{topic_id}/{stored.partition}"] = memory[stored.partition].value()
@@ -189,6 +191,13 @@ def _due(
             continue  # not the record that was rejected, and what is left of it is too large still
         if not memory[stored.partition].holds(stored.offset, stored.letter.reason):
             yield stored
+
+
+def _sources(settings: Settings) -> dict[str, TopicInfo]:
+    """The topics whose records are rejected: clicks, and labels where there are any."""
+    clicks = existing(settings, settings.clicks_topic)
+    labels = describe_topics(settings.kafka.librdkafka(), [settings.labels_topic])
+    return {clicks.name: clicks, **labels}
 
 
 def _again(stored: StoredLetter, letters: TopicInfo, source: TopicInfo) -> dict[str, Any]:

@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from stream.prediction_values import PREDICTION_SCHEMA, PredictionValues, Scores
 from stream.rendering import rfc3339
 
-__all__ = ["PREDICTION_SCHEMA", "TOPIC_KINDS", "Headers", "PredictionRenderer", "Scores", "load_schema"]
+__all__ = [
+    "PREDICTION_SCHEMA",
+    "TOPIC_KINDS",
+    "Headers",
+    "PredictionRenderer",
+    "Scores",
+    "load_schema",
+    "printable_subject",
+]
 
 TOPIC_KINDS: Final = (
+    "alerts.audit",
     "alerts.churn",
     "alerts.fraud",
     "clicks",
@@ -42,6 +51,13 @@ def load_schema(topic_kind: str) -> dict[str, Any]:
         (Path(__file__).parent / "schemas" / f"{topic_kind}.json").read_text("utf-8")
     )
     return schema
+
+
+def printable_subject(subject: str) -> str:
+    """A subject as CloudEvents allows it: control characters, and what readers of logs take for such, encoded."""
+    if subject.isprintable():
+        return subject
+    return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), subject)
 
 
 class PredictionRenderer:
@@ -151,10 +167,7 @@ class PredictionRenderer:
         topic_id = self._topic_id
         subjects = user_ids
         if not "".join(user_ids).isprintable():
-            subjects = [
-                _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), user)
-                for user in user_ids
-            ]
+            subjects = [printable_subject(user) for user in user_ids]
         specversion, kind, source, content_type = self._constant_headers
         return [
             [

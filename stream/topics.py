@@ -61,6 +61,7 @@ def topic_specs(settings: Settings, source_partitions: int | None = None) -> lis
         TopicSpec(settings.changelog_topic, partitions, {**safe, **changelog}, copies),
         TopicSpec(settings.control_topic, 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(positions_topic(settings), 1, {**safe, "cleanup.policy": "compact"}, copies),
+        TopicSpec(settings.labels_topic, settings.topics.partitions, safe, copies),
     ]
 
 

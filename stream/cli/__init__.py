@@ -38,6 +38,7 @@ COMMANDS: Final = (
     "state",
     "alerts",
     "explain",
+    "labels",
     "dlq",
     "doctor",
     "bench",

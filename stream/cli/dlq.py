@@ -82,7 +82,7 @@ def replay(
     bootstrap_servers: BootstrapServers = None,
     as_json: Json = False,
 ) -> None:
-    """Send dead letters into the input topic again, unchanged, each once ever."""
+    """Send dead letters into the topic again that they came from, unchanged, each once ever."""
     from stream.dead_letter_topic import replay_dead_letters
     from stream.settings import load_settings
 
@@ -91,7 +91,5 @@ def replay(
         counts = replay_dead_letters(settings, reason, limit, advance)
     replayed = sum(counts.values())
     by_reason = ", ".join(f"{name} {count}" for name, count in counts.items())
-    text = f"{replayed} dead letters sent to {settings.clicks_topic}" + (
-        f" ({by_reason})" if by_reason else ""
-    )
+    text = f"{replayed} dead letters sent to where they came from" + (f" ({by_reason})" if by_reason else "")
     finish({"replayed": replayed, "by_reason": counts, "topic": settings.clicks_topic}, text, as_json)

@@ -8,6 +8,16 @@ import pytest
 from stream.outputs import TOPIC_KINDS, load_schema
 
 SAMPLES = {
+    "alerts.audit": [
+        {
+            "id": "audit/order/o1",
+            "subject_type": "order",
+            "subject": "o1",
+            "user_id": "u17",
+            "event_time_ms": 1511550516000,
+            "rate": 0.01,
+        }
+    ],
     "clicks": [
         {"user_id": "u17", "event_time_ms": 1511550516000, "action": "view"},
         {
@@ -166,5 +176,5 @@ def test_dead_letters_may_hold_anything():
 
 def test_an_unknown_topic_kind_is_an_error_that_lists_the_known():
     """A typo does not read a file."""
-    with pytest.raises(ValueError, match=r"'\.\./clicks'; there are alerts.churn"):
+    with pytest.raises(ValueError, match=r"'\.\./clicks'; there are alerts.audit"):
         load_schema("../clicks")

@@ -1,0 +1,173 @@
+"""The labels stage: records of the topic ``labels`` in; dead letters, audits, and rows of the join out.
+
+What stage.py asks of a stage, for ``stream.label_join``. Users' rows stand under their ids; the counts of the partition
+in one reserved row, which every transaction that changes them carries, so they are as exact as the rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from stream.dead_letters import dead_letter
+from stream.events import Rejection
+from stream.label_join import Tally, UserLabels, fold
+from stream.label_records import Label, Note, decode_label
+from stream.outputs import printable_subject
+from stream.rendering import rfc3339
+from stream.stage import Message, Rendered
+
+__all__ = ["TALLY_KEY", "DecodedLabels", "LabelCounts", "LabelsWork"]
+
+#: Reserved row: the counts of this partition.
+TALLY_KEY: Final = b"\0t"
+AUDIT_TYPE: Final = "foreclick.audit.v1"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class DecodedLabels:
+    """The records of a micro-batch, each with what it is; ``keys`` are the users whose rows are needed."""
+
+    records: Sequence[Any]
+    found: list[Label | Note | Rejection | None]
+    keys: list[bytes]
+
+
+@dataclass(slots=True)
+class LabelCounts:
+    """What a micro-batch tells the metrics."""
+
+    records: int
+    outcomes: dict[str, int] = field(default_factory=dict)
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    audits: int = 0
+    erased: int = 0
+
+
+class LabelsWork:
+    """The labels stage of one partition; implements ``stream.stage.Work``.
+
+    Args:
+        topic: of the labels; ``topic_id`` is its id as readable text, ``source`` the URI reference of audits' headers.
+        partition: of that topic.
+        dead_letters_topic, audit_topic: where rejected records and audits go.
+        audit_rate: the share of orders and users that are drawn.
+        tally: the reserved row, None at the very beginning.
+        observe: told of each committed micro-batch, with the times of its receipt and its commit.
+
+    Attributes:
+        tally: counts over all users of the partition, as of the newest micro-batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        topic: str,
+        topic_id: str,
+        source: str,
+        partition: int,
+        dead_letters_topic: str,
+        audit_topic: str,
+        audit_rate: float,
+        tally: bytes | None,
+        observe: Callable[[LabelCounts, float, float], None] = lambda *_: None,
+    ) -> None:
+        self.tally = Tally.of_row(tally)
+        self._topic, self._topic_id, self._source = topic, topic_id, source
+        self._partition = partition
+        self._dead_letters_topic, self._audit_topic = dead_letters_topic, audit_topic
+        self._audit_rate = audit_rate
+        self._observe = observe
+
+    # ------------------------------------------------------------------ step 2
+
+    def decode(self, records: Sequence[Any]) -> DecodedLabels:
+        found = [decode_label(record.key, record.value) for record in records]
+        users = dict.fromkeys(
+            record.key for record, each in zip(records, found, strict=True) if isinstance(each, Label | Note)
+        )
+        return DecodedLabels(records, found, list(users))
+
+    # ------------------------------------------------------------------ steps 4 to 6
+
+    async def score(self, decoded: DecodedLabels, rows: list[bytes | None], now_ms: int) -> Rendered:  # noqa: ARG002
+        """Fold in the order of offsets; nothing here waits."""
+        counts = LabelCounts(len(decoded.records))
+        known = {key: UserLabels.of_row(row) for key, row in zip(decoded.keys, rows, strict=True)}
+        erased: dict[bytes, None] = {}
+        letters: list[Message] = []
+        audits: list[Message] = []
+        watermark_ms = 0
+        for record, found in zip(decoded.records, decoded.found, strict=True):
+            rejection: Rejection | None
+            if found is None:
+                # What the counts know of the user stays: they name nobody.
+                erased[record.key] = None
+                known[record.key] = UserLabels()
+                counts.erased += 1
+                continue
+            if isinstance(found, Rejection):
+                rejection = found
+            else:
+                erased.pop(record.key, None)
+                outcome, rejection, drawn = fold(known[record.key], self.tally, found, self._audit_rate)
+                if outcome is not None:
+                    counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
+                audits += [self._audit(found, *subject, record.offset) for subject in drawn]
+                watermark_ms = max(watermark_ms, found.time_ms)
+            if rejection is not None:
+                counts.dead_letters[rejection.reason] = counts.dead_letters.get(rejection.reason, 0) + 1
+                letters.append(self._dead_letter(record, rejection))
+        counts.audits = len(audits)
+        written: list[tuple[bytes, bytes | None]] = [
+            (key, None if key in erased else row.row()) for key, row in known.items()
+        ]
+        written.append((TALLY_KEY, self.tally.row()))
+        messages = {self._dead_letters_topic: letters, self._audit_topic: audits}
+        return Rendered(
+            {topic: items for topic, items in messages.items() if items}, written, watermark_ms, counts
+        )
+
+    def _dead_letter(self, record: Any, why: Rejection) -> Message:
+        return dead_letter(
+            self._topic,
+            self._partition,
+            record.offset,
+            record.key,
+            record.value,
+            why.reason,
+            why.message,
+            record.headers,
+        )
+
+    def _audit(self, found: Label | Note, subject_type: str, subject: str, offset: int) -> Message:
+        name = printable_subject(f"{subject_type}/{subject}")
+        value = {
+            "id": f"audit/{subject_type}/{subject}",
+            "subject_type": subject_type,
+            "subject": subject,
+            "user_id": found.user_id,
+            "event_time_ms": found.time_ms,
+            "rate": self._audit_rate,
+        }
+        headers: list[tuple[str, bytes | None]] = [
+            ("ce_specversion", b"1.0"),
+            ("ce_type", AUDIT_TYPE.encode()),
+            ("ce_source", self._source.encode()),
+            ("content-type", b"application/json"),
+            ("ce_id", f"{self._topic_id}/{self._partition}/{offset}/audit/{name}".encode()),
+            ("ce_time", rfc3339(np.array([found.time_ms]))[0]),
+            ("ce_subject", printable_subject(subject).encode()),
+        ]
+        return found.user_id.encode(), _encode(value), headers
+
+    # ------------------------------------------------------------------ step 9
+
+    def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
+        self._observe(rendered.counts, received_s, committed_s)

@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream.engine.transaction import Batch, TakenOver, Transactions, batches_of
+from stream.engine.unfinished import decided_to_commit, tail_of
 from stream.errors import BrokenInvariant
 from stream.stage import FENCE_KEY, Message, Row
 
@@ -25,6 +27,9 @@ SETTLE_TIMEOUT_S = 40.0  # longer than the broker needs to abort a transaction o
 STALL_TIMEOUT_S = 30.0
 RESTORE_FETCH_BYTES = 4 << 20
 CLOSE_TIMEOUT_S = 3.0
+FORGOTTEN_AFTER_S = 1.0
+
+logger = structlog.get_logger("foreclick.log")
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,54 @@ class KafkaLog:
                 f"The broker did not hand {self.transactional_id} over within {FENCE_TIMEOUT_S:.0f} s. Look at its "
                 "transaction coordinator, then start again."
             ) from error
+
+        await self._finish_forgotten()
+
+    async def _finish_forgotten(self) -> None:
+        """Commit what was decided to be committed and got no marker (unfinished.py); nearly always nothing."""
+        targets = [TopicPartition(*place) for place in self._targets.items()]
+        forgotten = [place for place in targets if await self._is_open(place)]
+        if not forgotten:
+            return
+        tails = {
+            place: await tail_of(
+                self._tail_consumer,
+                place,
+                await self._offsets.last_stable(place),
+                await self._offsets.high_watermark(place),
+            )
+            for place in targets
+        }
+        changelog = tails.pop(self._changelog)
+        commit = decided_to_commit(changelog, list(tails.values()), self._number)
+        logger.warning(
+            "the broker forgot to end a transaction",
+            partition=self._number,
+            commit=commit,
+            where=[f"{place.topic}[{place.partition}]" for place in forgotten],
+        )
+        if commit:
+            with self._taken_over():
+                await self._fenced().commit_forgotten([(place.topic, place.partition) for place in forgotten])
+
+    async def _is_open(self, place: TopicPartition) -> bool:
+        """Whether a transaction stays open there although no owner has one; followers may lag for a moment."""
+        deadline_s = time.monotonic() + FORGOTTEN_AFTER_S
+        while await self._offsets.last_stable(place) < await self._offsets.high_watermark(place):
+            if time.monotonic() > deadline_s:
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+    def _tail_consumer(self, isolation: str) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            **self._client,
+            group_id=None,
+            isolation_level=isolation,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=50,
+        )
 
     async def cleanse(self) -> None:
         now_ms = int(time.time() * 1000)

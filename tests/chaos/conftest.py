@@ -89,6 +89,21 @@ class Scene:
         for topic in topics:
             assert self.round.ends(topic, committed=True)[0] < self.round.ends(topic)[0]
 
+    def forget_outputs(self) -> bytes:
+        """Leave outputs of the newest transaction of partition 0 without their marker; the value of one of them.
+
+        What it speaks of was processed: the rows and the position of that transaction are committed.
+        """
+        source_id = self.round.topic_id(self.round.source).hex()
+        offset = self.round.ends(self.round.source)[0] - 1
+        value = b'{"forgotten": true}' + bytes(180)
+        headers = [("ce_id", f"{source_id}/0/{offset}/prediction/u0".encode())]
+        transactional_id = f"{self.round.app_id}-{self.round.source}-0"
+        with unverified(self.round.bootstrap):
+            record = Record(self.round.predictions, 0, b"u0", value, headers)
+            asyncio.run(leave_open(self.round.bootstrap, transactional_id, [record]))
+        return value
+
     def settle(self) -> None:
         """Everything sent is committed."""
         self.drove()

@@ -7,13 +7,16 @@ coordinator: aiokafka is told that it has added the partitions, the broker that 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidTxnState
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
+ATTEMPTS = 20
 VERIFICATION = "transaction.partition.verification.enable"
 
 
@@ -50,17 +53,26 @@ def _verify(bootstrap: str, value: str) -> None:
 
 async def leave_open(bootstrap: str, transactional_id: str, records: Sequence[Record]) -> None:
     """Write the records in a transaction of this id that nobody ends and nobody knows."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, transactional_id=transactional_id, acks="all", enable_idempotence=True
-    )
-    await producer.start()
-    try:
-        await producer.begin_transaction()
-        for record in records:
-            producer._txn_manager._txn_partitions.add(TopicPartition(record.topic, record.partition))
-        for record in records:
-            await producer.send_and_wait(
-                record.topic, record.value, record.key, record.partition, headers=record.headers
-            )
-    finally:
-        await producer.stop()  # ends no transaction
+    for attempt in range(ATTEMPTS):
+        producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap,
+            transactional_id=transactional_id,
+            acks="all",
+            enable_idempotence=True,
+        )
+        await producer.start()
+        try:
+            await producer.begin_transaction()
+            for record in records:
+                producer._txn_manager._txn_partitions.add(TopicPartition(record.topic, record.partition))
+            for record in records:
+                await producer.send_and_wait(
+                    record.topic, record.value, record.key, record.partition, headers=record.headers
+                )
+            return
+        except InvalidTxnState:  # the broker has not heard yet that it need not verify
+            if attempt + 1 == ATTEMPTS:
+                raise
+        finally:
+            await producer.stop()  # ends no transaction
+        await asyncio.sleep(0.2)

@@ -270,3 +270,16 @@ def test_forgotten_transaction_is_never_published(mortal_scene: SceneFactory) ->
     played.drive(500)
     played.fleet.start("A")
     played.assert_exact()
+
+
+def test_outputs_whose_marker_was_forgotten_are_published_with_their_rows(mortal_scene: SceneFactory) -> None:
+    """Rows and position were committed, the outputs of the same transaction got no marker: they become visible."""
+    played = mortal_scene()
+    lived(played)
+    said = played.forget_outputs()
+    played.drive(500)
+    played.fleet.start("A")
+    played.settle()
+    topic, partitions = played.round.predictions, played.round.partitions
+    values = [message.value() for message in read_committed(played.round.bootstrap, topic, partitions)]
+    assert values.count(said) == 1

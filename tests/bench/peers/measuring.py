@@ -151,10 +151,13 @@ def backlog(bed: Bed, entrant: Entrant, place: Place, measures: Measures) -> dic
     if not first:
         raise BenchFailed(f"{entrant.name} committed no prediction within {measures.seconds:.0f} s.")
     timestamps = np.fromiter(first.values(), np.int64, len(first))
-    return {
-        "events_per_s": rate_of(timestamps, measures.warm_up_s, measures.seconds),
-        "rss_mib": rss_mib,
-    }
+    events_per_s = rate_of(timestamps, measures.warm_up_s, measures.seconds)
+    if not events_per_s > 0:
+        raise BenchFailed(
+            f"{entrant.name} wrote {len(first)} predictions, none of them while they were counted. Take more --seconds "
+            "and --events, or a machine that is less busy."
+        )
+    return {"events_per_s": events_per_s, "rss_mib": rss_mib}
 
 
 class Steady:

@@ -12,16 +12,21 @@ is away for longer than that is gone by the operator's own word.
 A model that was trained on a long enough log has return odds instead (``models.return_odds``), whose chance falls with
 every second; ``ReturnCurves`` is what alerts ask, whichever of the two a model has.
 
-Everything is computed in logarithms, element by element: far in the tail S is no longer a double, and a deadline must
-not depend on the users who stand beside it.
+A deadline is looked for after every event, so it must be cheap: the search runs in single precision over a grid of
+silences that all users share. Far in the tail, where S is no longer such a number, it is done again in logarithms.
+Both go element by element: a deadline must not depend on the users who stand beside it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, log2, sqrt
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit, log_ndtr
 
@@ -35,6 +40,7 @@ __all__ = [
     "odds_deadlines",
     "return_chance",
     "silence_deadlines",
+    "silence_grid",
 ]
 
 #: Within a session nobody is silent: no deadline comes before this, seconds.
@@ -43,6 +49,13 @@ FIRST_SILENCE_S: Final = 1_800
 LAST_SILENCE_S: Final = 315_576_000
 #: The search looks at the chance this many times while the silence doubles; a shorter rise or fall may be overlooked.
 _LOOKS_A_DOUBLING: Final = 2
+#: Between two looks it halves this often, so that a deadline is exact to 0.3 % of the silence.
+_HALVINGS: Final = 7
+#: Below it a survival in single precision is not trusted.
+_LEAST_SURVIVAL: Final = 1e-30
+
+#: Whether the chance is below the threshold after silences (K, N) or (K, 1), for N users: bool (K, N).
+_Below = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 
 
 def log_survival(mixture_3CN: NDArray[np.floating], silence_s: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -82,8 +95,7 @@ def silence_deadlines(
 ) -> NDArray[np.int64]:
     """After how many whole seconds of silence the chance of coming back within the horizon falls below a threshold.
 
-    The search goes outwards in steps and halves the first one over which the chance falls, so that it is below the
-    threshold at the answer and was not a second before.
+    The search looks at ever longer silences and halves the first step over which the chance falls.
 
     Args:
         mixture_3CN: as ``log_survival``; ``models.micro_batch.StepResult.gap_mixture.parameters()``.
@@ -94,7 +106,8 @@ def silence_deadlines(
         last_s: the latest answer.
 
     Returns:
-        (N,), 0 where the chance does not fall below the threshold until ``last_s``.
+        (N,) of ``silence_grid``: the chance is below the threshold there and is not one place before, but for the
+        rounding of single precision (2e-5 of the chance). 0 where it does not fall below it until ``last_s``.
 
     Raises:
         ValueError: horizon, threshold or limits are out of range.
@@ -104,31 +117,73 @@ def silence_deadlines(
             f"A deadline needs a horizon above 0 s, a threshold between 0 and 1, and 1 <= first_s <= last_s; "
             f"got {horizon_s}, {threshold}, {first_s} and {last_s}."
         )
-    N = mixture_3CN.shape[2]
-    low, high = np.full(N, first_s, np.int64), np.full(N, first_s, np.int64)
-    searching, was_above = np.arange(N), np.zeros(N, np.bool_)
-    before_s = silence_s = first_s
-    while len(searching):
-        chance = return_chance(mixture_3CN[:, :, searching], np.array(float(silence_s)), horizon_s)
-        below = chance < threshold
-        fell = searching[below & was_above[searching]]
-        low[fell], high[fell] = before_s, silence_s
-        was_above[searching[~below]] = True
-        waits = ~below | (~was_above[searching] & (silence_s < horizon_s))
-        searching = searching[waits]
-        if silence_s == last_s:
-            high[searching[was_above[searching]]] = 0
-            break
-        before_s = silence_s
-        silence_s = min(last_s, max(silence_s + 1, round(silence_s * 2 ** (1 / _LOOKS_A_DOUBLING))))
+    grid = silence_grid(first_s, last_s)
+    weight_CN, mean_CN, sigma_CN = torch.from_numpy(np.asarray(mixture_3CN, np.float32))
+    parts = list(zip(weight_CN, mean_CN, 1 / (sigma_CN * sqrt(2)), strict=True))
 
-    halving = np.flatnonzero(high - low > 1)
-    while len(halving):
-        middle = (low[halving] + high[halving]) // 2
-        below = return_chance(mixture_3CN[:, :, halving], middle.astype(np.float64), horizon_s) < threshold
-        high[halving[below]], low[halving[~below]] = middle[below], middle[~below]
-        halving = halving[high[halving] - low[halving] > 1]
-    return high
+    def survival(silence_s: NDArray[np.float64]) -> torch.Tensor:
+        log_KN = torch.from_numpy(np.log(silence_s).astype(np.float32))
+        total_KN = torch.zeros(len(silence_s), weight_CN.shape[1])
+        for weight_N, mean_N, scale_N in parts:
+            # The halves of S = sum of weight / 2 erfc(...) cancel in the ratio.
+            # In place: these pass through memory more than they are computed.
+            part_KN = (log_KN - mean_N).mul_(scale_N)
+            total_KN.add_(torch.erfc(part_KN, out=part_KN).mul_(weight_N))
+        return total_KN
+
+    def below(silence_s: NDArray[np.float64]) -> NDArray[np.bool_]:
+        later = survival(silence_s + horizon_s)
+        made: NDArray[np.bool_] = (later > survival(silence_s) * (1 - threshold)).numpy()
+        return made
+
+    answer, decided = _search(grid, horizon_s, below)
+    deep = np.flatnonzero(survival(grid[decided][None].astype(np.float64))[0].numpy() < _LEAST_SURVIVAL)
+    if len(deep):
+        mixture_3CD = np.asarray(mixture_3CN)[:, :, deep]
+
+        def surely_below(silence_s: NDArray[np.float64]) -> NDArray[np.bool_]:
+            return np.array([return_chance(mixture_3CD, row, horizon_s) < threshold for row in silence_s])
+
+        answer[deep], _ = _search(grid, horizon_s, surely_below)
+    return answer
+
+
+@lru_cache(maxsize=8)
+def silence_grid(first_s: int = FIRST_SILENCE_S, last_s: int = LAST_SILENCE_S) -> NDArray[np.int64]:
+    """Every silence that a deadline may have, rising, in whole seconds; the same for all users."""
+    looks = ceil(_LOOKS_A_DOUBLING * log2(last_s / first_s))
+    places = np.arange(looks * 2**_HALVINGS + 1) / (_LOOKS_A_DOUBLING * 2**_HALVINGS)
+    grid = np.minimum(np.rint(first_s * 2.0**places), last_s).astype(np.int64)
+    grid.flags.writeable = False
+    return grid
+
+
+def _search(
+    grid: NDArray[np.int64], horizon_s: float, below: _Below
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The deadline of each user, and the place of the grid at which it was decided."""
+    step = 2**_HALVINGS
+    looks_s = grid[::step]
+    below_GN = below(looks_s[:, None].astype(np.float64))
+    G, N = below_GN.shape
+    # A rise is waited for until the first look beyond the horizon.
+    waits = min(int(np.searchsorted(looks_s, horizon_s)), G - 1)
+    rises = ~below_GN[: waits + 1].all(axis=0)
+    falls_GN = below_GN & (np.arange(G)[:, None] > below_GN.argmin(axis=0))
+    falls = rises & falls_GN.any(axis=0)
+    look = falls_GN.argmax(axis=0)
+    answer = np.where(rises, 0, grid[0])
+    decided = np.where(falls, look, np.where(rises, G - 1, waits)) * step
+
+    low = (look[falls] - 1) * step
+    everybody, chosen = np.zeros(N, np.int64), np.flatnonzero(falls)
+    for halving in range(_HALVINGS):
+        middle = low + (step >> (halving + 1))
+        everybody[chosen] = middle
+        above = ~below(grid[everybody][None].astype(np.float64))[0, chosen]
+        low = np.where(above, middle, low)
+    answer[chosen] = grid[low + 1]
+    return answer, decided
 
 
 def odds_deadlines(

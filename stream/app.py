@@ -45,6 +45,7 @@ from stream.partition_names import MODEL_KEY, NAME_KEY, PartitionNames
 from stream.rows import read
 from stream.scoring import ClicksRequest, ClicksWork
 from stream.settings import Kafka, Settings, load_settings
+from stream.silence import PartitionTimers, timer_of
 from stream.stage import Rendered
 
 logger = structlog.get_logger("foreclick.app")
@@ -113,11 +114,12 @@ class Clicks:
                 partition=partition,
                 score=score,
                 names=PartitionNames(remembered),
+                timers=PartitionTimers(store, store.watermark_ms()) if settings.churn.alerts else None,
                 adapt=adapt,
                 observe=self.metrics.committed,
             )
 
-        return Plan(topics, make_work)
+        return Plan(topics, make_work, timer_of if settings.churn.alerts else None)
 
     async def _follow(self) -> None:
         try:
@@ -238,6 +240,7 @@ def topic_set(settings: Settings) -> TopicSet:
         settings.changelog_topic,
         settings.predictions_topic,
         settings.dead_letters_topic,
+        *([settings.alerts_churn_topic] if settings.churn.alerts else []),
     ]
     found = {name: describe(client, name) for name in [*names, settings.control_topic]}
     source, changelog = found[settings.clicks_topic], found[settings.changelog_topic]

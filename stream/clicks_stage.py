@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 
+from stream.churn_alerts import ChurnAlertRenderer
 from stream.events import Adapt
 from stream.model_step import ServedModel
 from stream.outputs import PredictionRenderer
@@ -15,6 +16,7 @@ from stream.rows import RowLayout
 from stream.scoring import ClicksRequest, ClicksWork, Counts, readable_id
 from stream.sessions import FoldRules, NameCodes
 from stream.settings import Settings
+from stream.silence import PartitionTimers
 from stream.stage import Rendered
 
 
@@ -40,7 +42,18 @@ def clicks_rounds(
             source=f"/{settings.app_id}/{topic}",
         )
         layout = RowLayout(len(artefact.actions), artefact.state_width, artefact.window)
-        return ClicksModel(served, layout, np.uint64(artefact.fingerprint), renderer)
+        alerts = None
+        if settings.churn.alerts:
+            stays_away = settings.churn.threshold or artefact.manifest["thresholds"]["churn_probability"]
+            alerts = ChurnAlertRenderer(
+                topic=topic,
+                topic_id=readable_id(topic_id),
+                source=f"/{settings.app_id}/{topic}",
+                horizon_s=settings.churn.horizon_s or int(artefact.churn_horizon_s),
+                threshold=1 - stays_away,
+                odds=artefact.return_odds,
+            )
+        return ClicksModel(served, layout, np.uint64(artefact.fingerprint), renderer, alerts)
 
     return ClicksRounds(
         in_use=in_use,
@@ -49,6 +62,7 @@ def clicks_rounds(
         rules=_rules(settings),
         codes=NameCodes(),
         predictions_topic=settings.predictions_topic,
+        alerts_topic=settings.alerts_churn_topic,
         every=settings.predictions == "every",
         user_vectors=settings.user_vectors,
     )
@@ -62,6 +76,7 @@ def clicks_work(
     partition: int,
     score: Callable[[ClicksRequest], Awaitable[Rendered]],
     names: PartitionNames | None = None,
+    timers: PartitionTimers | None = None,
     adapt: Adapt | None = None,
     observe: Callable[[Counts, float, float], None] | None = None,
 ) -> ClicksWork:
@@ -70,6 +85,7 @@ def clicks_work(
     Args:
         score: takes a request through a round.
         names: what this partition's store remembers.
+        timers: of the rows in its store; None where churn is not looked for.
     """
     return ClicksWork(
         topic=topic,
@@ -77,6 +93,7 @@ def clicks_work(
         partition=partition,
         dead_letters_topic=settings.dead_letters_topic,
         names=PartitionNames() if names is None else names,
+        timers=timers,
         rules=_rules(settings),
         score=score,
         adapt=adapt,

@@ -128,6 +128,8 @@ class Worker:
         }
         if settings.model is not None:
             environment["FORECLICK_MODEL"] = str(settings.model)
+        for name, value in settings.churn.model_dump(exclude_defaults=True).items():
+            environment[f"FORECLICK_CHURN__{name.upper()}"] = str(value)
         with log.open("wb") as out:
             # A session of its own: Ctrl-C is the demo's to handle, in order: worker first, broker last.
             self._process = subprocess.Popen(

@@ -18,6 +18,7 @@ import xxhash
 from stream.engine.store import CHANGELOG_KEY, POSITION_KEY, WRITTEN_KEY
 from stream.errors import StoreError
 from stream.settings import Settings
+from stream.silence import TIMER_PREFIX
 from stream.stage import SOURCE_KEY, SourceMark
 
 TABLE = "state"
@@ -77,7 +78,7 @@ class LocalRows:
         """Everything that the changelog should hold as well."""
         entries: Any = self._db.items()
         for key, value in entries:
-            if key not in _LOCAL_KEYS:
+            if key not in _LOCAL_KEYS and not key.startswith(TIMER_PREFIX):
                 yield key, value
 
     def count(self) -> int:

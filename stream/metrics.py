@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from stream.engine.scorer import Released
 from stream.engine.service import EngineMetrics
 from stream.scoring import Counts
+from stream.silence import EXPECTED, RETURNED
 
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 MAX_NAMES = 1000  # unknown fields that are remembered, so that a hostile producer cannot fill the memory
@@ -75,6 +76,12 @@ class Metrics(EngineMetrics):
         )
         self.late = counter("late_events_total", "Events older than their user's last, applied with gap 0")
         self.erased = counter("users_erased_total", "Users erased by a tombstone")
+        self.alerts = counter("alerts_total", "Alerts that were committed", ("kind",))
+        for kind in (EXPECTED, RETURNED):
+            self.alerts.labels(kind)
+        self._source_silent = gauge(
+            "source_silent", "1 when no partition here has had a record for so long that nobody can be missed"
+        )
         self.transactions = counter("transactions_total", "Committed transactions")
         self.dead_letters = counter(
             "dlq_records_total", "Rejected records sent to the dead letters", ("reason",)
@@ -144,6 +151,8 @@ class Metrics(EngineMetrics):
         self.duplicates.inc(counts.duplicates)
         self.late.inc(counts.late)
         self.erased.inc(counts.erased)
+        for kind, count in counts.alerts.items():
+            self.alerts.labels(kind).inc(count)
         self.transactions.inc()
         for reason, count in counts.dead_letters.items():
             self.dead_letters.labels(reason).inc(count)
@@ -166,6 +175,9 @@ class Metrics(EngineMetrics):
     def partitions(self, owned: int, open_: int) -> None:
         self.owned.set(owned)
         self.open.set(open_)
+
+    def source_silent(self, silent: bool) -> None:
+        self._source_silent.set(silent)
 
     def lag(self, partition: int, records: int) -> None:
         self._lag.labels(str(partition)).set(records)

@@ -21,6 +21,7 @@ from stream.model_step import ServedModel
 from stream.rounds import FoldedRound
 from stream.scoring import ClicksRequest
 from stream.settings import Settings
+from stream.silence import PartitionTimers, SortedIndex, timer_of
 from stream.stage import Message, Rendered
 
 MICRO_BATCH = 4096
@@ -84,24 +85,28 @@ def score_batches(
             observe(request, folded, scores)
         return rounds.render(folded, scores)[0]
 
+    index = SortedIndex()
     work = clicks_work(
         settings,
         topic=topic,
         topic_id=topic_id,
         partition=partition,
         score=score,
+        timers=PartitionTimers(index) if settings.churn.alerts else None,
         adapt=adapt,
     )
     rows: dict[bytes, bytes] = {}
     remaining = iter(records)
-    while batch := list(islice(remaining, micro_batch)):
+    while (batch := list(islice(remaining, micro_batch))) or work.due():
         decoded = work.decode(batch)
         rendered = _outcome(work.score(decoded, [rows.get(key) for key in decoded.keys], None))
         for key, row in rendered.rows:
+            index.move(timer_of(key, rows.get(key)), timer_of(key, row))
             if row is None:
                 rows.pop(key, None)
             else:
                 rows[key] = row
+        work.pass_time(rendered.watermark_ms)
         yield rendered
 
 

@@ -7,6 +7,7 @@ partition remembers and where it writes stay its own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -14,23 +15,31 @@ from typing import Any, cast
 
 import numpy as np
 
+from models.churn import ReturnCurves
 from models.vocabulary import ActionVocabulary
+from stream.churn_alerts import ChurnAlertRenderer
 from stream.model_step import ServedModel, part_of
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
 from stream.scoring import ClicksRequest
 from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
+from stream.silence_fold import Part, fold_silences
 from stream.stage import Message, Rendered, Row
 
 
 @dataclass(frozen=True, slots=True)
 class ClicksModel:
-    """The model in use, with what the clicks stage makes of it."""
+    """The model in use, with what the clicks stage makes of it.
+
+    Attributes:
+        alerts: None where churn is not looked for.
+    """
 
     served: ServedModel
     layout: RowLayout
     fingerprint: np.uint64
     renderer: PredictionRenderer
+    alerts: ChurnAlertRenderer | None
 
     @property
     def actions(self) -> ActionVocabulary:
@@ -52,7 +61,7 @@ class FoldedRound:
     Args:
         model: the one that was in use when the fold began: it alone scores and renders this round.
         row_ends, event_ends: (R,) where each request's rows and events end.
-        state, window_category: (B, ...) of the rows before the fold.
+        state, window_category, last_ms, position: (B, ...) of the rows before the fold.
         stale: rows whose state vector another model made, with the events of their windows: they are rebuilt first.
         names: a list a request, rows to remember names by.
     """
@@ -65,6 +74,8 @@ class FoldedRound:
     folded: Folded
     state: np.ndarray
     window_category: np.ndarray
+    last_ms: np.ndarray
+    position: np.ndarray
     stale: tuple[np.ndarray, dict[str, np.ndarray]] | None
     names: list[list[Row]]
 
@@ -88,6 +99,7 @@ class ClicksRounds:
         rules: FoldRules,
         codes: NameCodes,
         predictions_topic: str,
+        alerts_topic: str,
         every: bool,
         user_vectors: bool,
     ):
@@ -95,7 +107,7 @@ class ClicksRounds:
         self._model = of_model(in_use())
         self._epoch = topic_id[:8]
         self._rules, self._codes = rules, codes
-        self._predictions_topic = predictions_topic
+        self._predictions_topic, self._alerts_topic = predictions_topic, alerts_topic
         self._every, self._user_vectors = every, user_vectors
         # Of all partitions: a code keeps the name under which it was first met.
         self._names: dict[int, str] = {}
@@ -131,12 +143,24 @@ class ClicksRounds:
         # Copies of what stood before the fold. (ascontiguousarray would keep the odd stride of a single row.)
         state = unpacked["state"].copy()
         window_category = unpacked["w_category"].copy()
+        last_ms, position = unpacked["last_ms"].copy(), unpacked["position"].copy()
         times_ms = [request.now_ms for request in requests if request.now_ms is not None]
         now_ms = max(times_ms) if times_ms else None
         folded = fold(unpacked, columns, self._rules, now_ms, self._epoch, len(model.actions))
         names = self._learn(requests, folded, columns.category, event_ends)
         return FoldedRound(
-            model, requests, row_ends, event_ends, unpacked, folded, state, window_category, stale, names
+            model,
+            requests,
+            row_ends,
+            event_ends,
+            unpacked,
+            folded,
+            state,
+            window_category,
+            last_ms,
+            position,
+            stale,
+            names,
         )
 
     def _learn(
@@ -149,7 +173,7 @@ class ClicksRounds:
         for request, end, event_end in zip(requests, ends.tolist(), event_ends.tolist(), strict=True):
             applied = folded.applied[start:end]
             rows: list[Row] = []
-            if len(applied):
+            if len(applied) or request.decoded.waited_for:
                 rows = request.names.meet(self._model.served.artefact)
                 rows += request.names.learn(category[applied], applied - event_start, request.decoded.events)
                 request.names.tell(self._names)
@@ -199,7 +223,8 @@ class ClicksRounds:
     def render(self, folded: FoldedRound, scores: Any) -> list[Rendered]:
         """Rows, predictions and dead letters of each request."""
         applied, columns = folded.folded.applied, folded.folded.columns
-        touched = np.unique(columns["row"])
+        alerts, missed = self._alerts(folded, scores)
+        touched = np.union1d(columns["row"], missed)
         folded.rows["state"] = scores.state
         folded.rows["fingerprint"][touched] = folded.model.fingerprint
         packed = folded.model.layout.pack(
@@ -228,13 +253,61 @@ class ClicksRounds:
                     predictions={
                         self._predictions_topic: predictions[predicted_at[number] : predicted_at[number + 1]]
                     },
+                    alerts={self._alerts_topic: [message for _, message in alerts[number]]},
+                    alert_counts=Counter(kind for kind, _ in alerts[number]),
                     outcome=folded.folded.outcome[mine],
                     late_applied=folded.folded.late_applied[mine],
-                    watermark_ms=int(times.max()) if len(times) else 0,
+                    watermark_ms=max(int(times.max()) if len(times) else 0, request.watermark_ms),
                     unknown_actions=len(self._codes.unknown_actions),
                 )
             )
         return rendered
+
+    def _alerts(self, folded: FoldedRound, scores: Any) -> tuple[list[list[tuple[str, Message]]], np.ndarray]:
+        """Kind and message of what each request says of silences, and the rows without events that this changed."""
+        renderer = folded.model.alerts
+        columns = folded.folded.columns
+        if renderer is None:
+            for name in ("silence_s", "return_millionths", "said"):
+                folded.rows[name][columns["row"]] = 0
+            return [[] for _ in folded.requests], np.zeros(0, np.int64)
+        applied = folded.folded.applied
+        applied_ends = np.searchsorted(applied, folded.event_ends).tolist()
+        parts: list[Part] = []
+        row_start = event_start = start = 0
+        ends = zip(
+            folded.requests, folded.row_ends.tolist(), folded.event_ends.tolist(), applied_ends, strict=True
+        )
+        for request, row_end, event_end, end in ends:
+            decoded = request.decoded
+            ended = {}
+            if decoded.ended:
+                records = np.asarray(decoded.event_records)[applied[start:end] - event_start]
+                ended = {slot: int(np.searchsorted(records, index)) for slot, index in decoded.ended.items()}
+            rows, events = slice(row_start, row_end), slice(start, end)
+            parts.append(Part(decoded.keys, rows, events, request.watermark_ms, ended))
+            row_start, event_start, start = row_end, event_end, end
+
+        def deadlines(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            odds = renderer.odds
+            curves = ReturnCurves(
+                renderer.horizon_s,
+                scores.gap_mixture[events].parameters(),
+                odds,
+                None if odds is None else scores.return_base[events],
+            )
+            found_s = curves.deadlines(renderer.threshold)
+            chance = curves.chance(np.maximum(found_s, 1).astype(np.float64))
+            return found_s, np.rint(chance * 1e6).astype(np.int64)
+
+        offset = np.concatenate([request.decoded.offsets for request in folded.requests])[applied]
+        said, missed = fold_silences(
+            folded.rows, folded.last_ms, folded.position, columns, offset, parts, deadlines
+        )
+        return [
+            list(zip([one.kind for one in some], renderer.messages(some, request.partition), strict=True))
+            for some, request in zip(said, folded.requests, strict=True)
+        ], missed
 
     def _predict(self, folded: FoldedRound, scores: Any, chosen: np.ndarray) -> list[Message]:
         """A message for each chosen one of the applied events."""

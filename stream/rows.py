@@ -9,15 +9,17 @@ read on their user's next event:
     duplicates    ring of the last 16 hashes of event ids
     model         fingerprint of the weights, and the state vector in float16
     window        the last events, newest last: the truth from which a state vector is rebuilt
-    alerts        next deadline, and what was already said
+    alerts        how long the silence after the last event may last, and whether that was said
 
 All numbers are little-endian and nothing is padded. A change of the layout is a new `VERSION` with a
-golden file of its own in tests/golden; the versions before it stay readable.
+golden file of its own in tests/golden; the versions before it stay readable. Version 1 reserved a deadline in
+milliseconds where version 2 has a silence and the chance of its end; no build ever wrote one.
 """
 
 from __future__ import annotations
 
 import datetime
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,9 +30,11 @@ from numpy.typing import NDArray
 
 from stream.errors import DamagedRow
 
-__all__ = ["ENTRY_BYTES", "RING", "VERSION", "RowLayout", "fingerprint_of", "read"]
+__all__ = ["ENTRY_BYTES", "RING", "SAID", "VERSION", "RowLayout", "fingerprint_of", "read", "waited_until_ms"]
 
-VERSION: Final = 1
+VERSION: Final = 2
+#: Of ``said``: the silence that lasts now was said.
+SAID: Final = 1
 #: How many event ids of a user are remembered to drop repeats.
 RING: Final = 16
 #: One window entry: action u1, category u4, item u4, log gap f2, log price f2.
@@ -44,8 +48,20 @@ _MODEL_FIELDS = ("fingerprint", "state")
 #: Fields that mean the same in every layout of this version.
 _COPIED = (
     *("position", "epoch", "first_ms", "last_ms", "session_start_ms", "session_index", "session_events"),
-    *("life_events", "ring", "ring_next", "deadline_ms", "said"),
+    *("life_events", "ring", "ring_next", "silence_s", "return_millionths", "said"),
 )
+#: The last part of a row, by version.
+_ALERTS: Final = {
+    1: (("deadline_ms", "<i8"), ("said_v1", "u1")),
+    2: (
+        ("silence_s", "<u4"),  # after the last event, until it is an alert; 0: never
+        ("return_millionths", "<u4"),  # the chance of coming back after it
+        ("said", "u1"),
+    ),
+}
+_silence_at_the_end = struct.Struct("<I4xB").unpack_from
+_time_at = struct.Struct("<q").unpack_from
+_LAST_MS_AT = 30
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,13 @@ class RowLayout:
         n_actions: actions of the model's vocabulary, ``other`` (the last) included; 1 to 65.
         state_width: numbers in the state vector; 0 to 65,535.
         window: events that are kept; 1 to 255.
+        version: of the layout.
     """
 
     n_actions: int
     state_width: int
     window: int = 32
+    version: int = VERSION
 
     @cached_property
     def dtype(self) -> np.dtype[np.void]:
@@ -90,8 +108,7 @@ class RowLayout:
                 ("w_item", "<u4", window),
                 ("w_log_gap", "<f2", window),  # log(1 + seconds since the event before)
                 ("w_log_price", "<f2", window),  # log(1 + price); NaN: no price
-                ("deadline_ms", "<i8"),
-                ("said", "u1"),
+                *_ALERTS[self.version],
             ]
         )
 
@@ -102,7 +119,7 @@ class RowLayout:
 
     @cached_property
     def _header(self) -> bytes:
-        header = (VERSION, self.n_actions, self.window, ENTRY_BYTES, self.state_width)
+        header = (self.version, self.n_actions, self.window, ENTRY_BYTES, self.state_width)
         return np.array([header], dtype=_HEADER).tobytes()
 
     @cached_property
@@ -169,6 +186,8 @@ class RowLayout:
         for name in new.dtype.names or ():
             if name in _WINDOW_FIELDS:
                 new[name][:, -shared:] = np.where(held, old[name][:, -shared:], 0)
+            elif name not in (old.dtype.names or ()):
+                continue
             elif name in _COPIED or (name in _MODEL_FIELDS and layout.state_width == self.state_width):
                 new[name] = old[name]
         if code_of is None:
@@ -209,9 +228,20 @@ def fingerprint_of(raw: bytes) -> int:
     return int(np.frombuffer(raw, dtype=_layout_of(raw).dtype)["fingerprint"][0])
 
 
+def waited_until_ms(raw: bytes) -> int:
+    """When a stored row's silence becomes an alert, whatever its layout; 0 where nobody is waited for."""
+    if raw[0] != VERSION:
+        return 0
+    silence_s, said = _silence_at_the_end(raw, len(raw) - 9)
+    if not silence_s or said & SAID:
+        return 0
+    last_ms: int = _time_at(raw, _LAST_MS_AT)[0]
+    return last_ms + int(silence_s) * 1000
+
+
 @lru_cache(maxsize=64)
-def _layout(n_actions: int, state_width: int, window: int) -> RowLayout:
-    return RowLayout(n_actions, state_width, window)
+def _layout(n_actions: int, state_width: int, window: int, version: int) -> RowLayout:
+    return RowLayout(n_actions, state_width, window, version)
 
 
 def _layout_of(raw: bytes) -> RowLayout:
@@ -227,9 +257,9 @@ def _layout_of(raw: bytes) -> RowLayout:
         )
     header = np.frombuffer(raw, dtype=_HEADER, count=1)[0]
     version, n_actions, window, entry_bytes, state_width = (int(number) for number in header)
-    if version != VERSION:
+    if version not in _ALERTS:
         raise DamagedRow(
-            f"A state row has layout version {version}; this build reads {VERSION}. "
+            f"A state row has layout version {version}; this build reads 1 to {VERSION}. "
             "Run the build that wrote it, or a newer one."
         )
     if entry_bytes != ENTRY_BYTES or not n_actions or not window:
@@ -237,7 +267,7 @@ def _layout_of(raw: bytes) -> RowLayout:
             f"A state row's header says {n_actions} actions, a window of {window} events and {entry_bytes} "
             f"bytes an entry; expected at least 1, 1 and exactly {ENTRY_BYTES}. {mend}"
         )
-    layout = _layout(n_actions, state_width, window)
+    layout = _layout(n_actions, state_width, window, version)
     if len(raw) != layout.size:
         raise DamagedRow(f"A state row has {len(raw)} bytes where its header says {layout.size}. {mend}")
     return layout
@@ -253,7 +283,7 @@ def read(raw: bytes) -> dict[str, Any]:
     row = np.frombuffer(raw, dtype=layout.dtype)[0]
     events = int(row["life_events"])
     held = min(layout.window, int(row["window_count"]))
-    deadline_ms = int(row["deadline_ms"])
+    silence_s, said = (int(row["silence_s"]), int(row["said"])) if layout.version > 1 else (0, 0)
     seen = [code for code in range(layout.n_actions) if row["action_life"][code]]
     log_gaps, log_prices = row["w_log_gap"].astype(float), row["w_log_price"].astype(float)
     return {
@@ -289,7 +319,10 @@ def read(raw: bytes) -> dict[str, Any]:
             }
             for slot in range(layout.window - held, layout.window)
         ],
-        "alerts": {"said": int(row["said"]), "deadline": _iso(deadline_ms) if deadline_ms else None},
+        "alerts": {
+            "said": bool(said & SAID),
+            "deadline": _iso(int(row["last_ms"]) + silence_s * 1000) if silence_s else None,
+        },
     }
 
 

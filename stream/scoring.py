@@ -1,14 +1,15 @@
 """The clicks stage: records and rows in, predictions, dead letters and new rows out.
 
 What stage.py asks of a stage, for clicks. The order inside a micro-batch is the order of offsets; a tombstone ends a
-user's row and what follows begins a blank one, so a micro-batch may hold two lives of one user.
+user's row and what follows begins a blank one, so a micro-batch may hold two lives of one user. Users whose silence
+runs out join with their rows and without events.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +18,18 @@ from stream.dead_letters import REPLAYED_HEADER, dead_letter
 from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
 from stream.partition_names import PartitionNames
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules
+from stream.silence import PartitionTimers
 from stream.stage import Message, Rendered, Row
 
 
 @dataclass(slots=True)
 class DecodedClicks:
-    """Events, rejections and slots of one micro-batch; a slot is one life of one user."""
+    """Events, rejections and slots of one micro-batch; a slot is one life of one user.
+
+    Attributes:
+        ended: by slot, the index of the tombstone that ended that life.
+        waited_for: how many of the last slots are there for their timers only.
+    """
 
     records: Sequence[Any]
     events: list[Event]
@@ -34,6 +41,8 @@ class DecodedClicks:
     erased: set[bytes]
     replayed: np.ndarray
     offsets: np.ndarray
+    ended: dict[int, int] = field(default_factory=dict)
+    waited_for: int = 0
 
     def event_keys(self) -> list[bytes]:
         """The record key of each event."""
@@ -53,6 +62,7 @@ class Counts:
     erased: int
     dead_letters: dict[str, int]
     predictions: int
+    alerts: dict[str, int]
     unknown_actions: int
     unknown_fields: set[str]
     timestamps_ms: np.ndarray
@@ -84,6 +94,11 @@ class ClicksRequest:
     def names(self) -> PartitionNames:
         return self.work.names
 
+    @property
+    def watermark_ms(self) -> int:
+        """The highest event time before this micro-batch; 0 where nobody waits for it."""
+        return 0 if self.work.timers is None else self.work.timers.watermark_ms
+
     def raws(self) -> list[bytes | None]:
         """The rows, without those of users who began anew after a tombstone."""
         if not self.decoded.fresh:
@@ -103,6 +118,7 @@ class ClicksWork:
 
     Args:
         names: what this partition remembers.
+        timers: of its users' silences; None where churn is not looked for.
         score: hands a request in and waits until it is folded, scored and rendered.
         observe: told of each committed micro-batch, with the times of its receipt and its commit, Unix seconds.
     """
@@ -115,6 +131,7 @@ class ClicksWork:
         partition: int,
         dead_letters_topic: str,
         names: PartitionNames,
+        timers: PartitionTimers | None,
         rules: FoldRules,
         score: Callable[[ClicksRequest], Awaitable[Rendered]],
         adapt: Adapt | None,
@@ -123,6 +140,7 @@ class ClicksWork:
         self.partition = partition
         self.source_prefix = f"{readable_id(topic_id)}/{partition}".encode()
         self.names = names
+        self.timers = timers
         self._topic = topic
         self._dead_letters_topic = dead_letters_topic
         self._rules = rules
@@ -133,6 +151,32 @@ class ClicksWork:
     # ------------------------------------------------------------------ step 2
 
     def decode(self, records: Sequence[Any]) -> DecodedClicks:
+        """Events, rejections and tombstones, and the users whose timers may be due with them."""
+        decoded = self._decoded(records)
+        if self.timers is not None:
+            self._join_due(decoded, self.timers)
+        return decoded
+
+    def _join_due(self, decoded: DecodedClicks, timers: PartitionTimers) -> None:
+        latest_ms = max([event.event_time_ms for event in decoded.events], default=0)
+        due = timers.keys_before(latest_ms)
+        if not due:
+            return
+        fresh = set(decoded.fresh)
+        first_life = {key for slot, key in enumerate(decoded.keys) if slot not in fresh}
+        tombstones: dict[bytes, int] = {}
+        if decoded.erased or fresh:
+            for index, record in enumerate(decoded.records):
+                if record.value is None:
+                    tombstones.setdefault(record.key, index)
+        for key in due:
+            if key not in first_life:
+                if key in tombstones:
+                    decoded.ended[len(decoded.keys)] = tombstones[key]
+                decoded.keys.append(key)
+                decoded.waited_for += 1
+
+    def _decoded(self, records: Sequence[Any]) -> DecodedClicks:
         keys = [record.key for record in records]
         decoded = decode_events(keys, [record.value for record in records], self._adapt)
         replayed = _replayed(records)
@@ -163,6 +207,7 @@ class ClicksWork:
         fresh: list[int] = []
         rejected: list[tuple[int, Rejection]] = []
         erased: set[bytes] = set()
+        ended: dict[int, int] = {}
         for index, event in enumerate(decoded):
             key = records[index].key
             if type(event) is Event:
@@ -175,7 +220,8 @@ class ClicksWork:
                 event_records.append(index)
                 slots.append(slot)
             elif event is None:
-                slot_of.pop(key, None)
+                if (slot := slot_of.pop(key, None)) is not None:
+                    ended[slot] = index
                 erased.add(key)
             else:
                 rejected.append((index, event))
@@ -193,6 +239,7 @@ class ClicksWork:
             erased,
             replayed[event_records],
             np.array([records[index].offset for index in event_records], np.int64),
+            ended,
         )
 
     # ------------------------------------------------------------------ steps 4 to 6
@@ -207,6 +254,8 @@ class ClicksWork:
         rows: Iterable[tuple[int, bytes]],
         names: list[Row],
         predictions: dict[str, list[Message]],
+        alerts: dict[str, list[Message]],
+        alert_counts: dict[str, int],
         outcome: np.ndarray,
         late_applied: np.ndarray,
         watermark_ms: int,
@@ -217,9 +266,10 @@ class ClicksWork:
         Args:
             rows: slot and new row of each life that got events, in the order of slots.
             names: rows to remember names by.
-            predictions: messages by topic.
+            predictions, alerts: messages by topic.
+            alert_counts: alerts by kind.
             outcome, late_applied: of each event, see ``stream.sessions.Folded``.
-            watermark_ms: the highest event time that was applied, 0 if none.
+            watermark_ms: the highest event time that was applied, also before, 0 if none.
             unknown_actions: names of actions met so far that the model does not know.
         """
         kept: dict[bytes, bytes | None] = dict.fromkeys(decoded.erased)
@@ -227,7 +277,7 @@ class ClicksWork:
             kept[decoded.keys[slot]] = raw  # of two lives in one batch the later slot wins
         for key in decoded.erased:
             kept[key] = None
-        messages = {topic: items for topic, items in predictions.items() if items}
+        messages = {topic: items for topic, items in {**predictions, **alerts}.items() if items}
         dead = self._dead_letters(decoded, outcome)
         if dead:
             messages[self._dead_letters_topic] = [letter for _, letter in dead]
@@ -241,6 +291,7 @@ class ClicksWork:
             erased=len(decoded.erased),
             dead_letters=reasons,
             predictions=sum(map(len, predictions.values())),
+            alerts=alert_counts,
             unknown_actions=unknown_actions,
             unknown_fields=unknown_fields(decoded.records[-1].value or b"") if decoded.records else set(),
             timestamps_ms=np.array([record.timestamp for record in decoded.records], np.int64),
@@ -283,7 +334,19 @@ class ClicksWork:
     # ------------------------------------------------------------------ step 9
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
+        self.pass_time(rendered.watermark_ms)
         self._observe(rendered.counts, received_s, committed_s)
+
+    # ------------------------------------------------------------------ time
+
+    def due(self) -> bool:
+        """Whether a user waits to be missed; see ``stream.stage.Timed``."""
+        return self.timers is not None and self.timers.due()
+
+    def pass_time(self, watermark_ms: int) -> None:
+        """Raise the watermark that silences are measured against."""
+        if self.timers is not None:
+            self.timers.pass_time(watermark_ms)
 
 
 def _replayed(records: Sequence[Any]) -> np.ndarray:

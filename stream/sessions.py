@@ -260,6 +260,7 @@ def _advance(
         "category": events.category[applied],
         "item": events.item[applied],
         "event_time_ms": events.event_time_ms[applied],
+        "last_ms": after[arrival],
         "gap_ms": gap_ms[arrival],
         "log_price": events.log_price[applied],
         "extra": events.extra[applied],

@@ -146,6 +146,21 @@ class Topics(_Group):
     replication_factor: int = Field(1, ge=1, description="3 in production; doctor says so")
 
 
+class Churn(_Group):
+    """When a silence becomes an alert; see stream/silence.py."""
+
+    alerts: bool = Field(True, description="off: rows hold no deadlines and nobody is missed")
+    horizon_s: int | None = Field(
+        None, ge=1, description="coming back later is churn; the model's own when not set"
+    )
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="of the chance to stay away; the manifest's when not set"
+    )
+    idle_s: int = Field(
+        60, ge=1, description="a partition without records for so long follows the others' event time"
+    )
+
+
 class Http(_Group):
     """Where operators look: /metrics, /healthz, /readyz and the state of one user."""
 
@@ -163,6 +178,7 @@ class Settings(BaseSettings):
     kafka: Kafka = Field(default_factory=lambda: Kafka.model_validate({}))
     topics: Topics = Field(default_factory=lambda: Topics.model_validate({}))
     http: Http = Field(default_factory=lambda: Http.model_validate({}))
+    churn: Churn = Field(default_factory=lambda: Churn.model_validate({}))
     data_dir: Path = Field(default_factory=default_data_dir)
     model: Path | None = Field(
         None, description="model folder until one is activated; the bundled one when not set"

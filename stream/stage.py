@@ -17,7 +17,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from stream.errors import BrokenInvariant
 
@@ -102,6 +102,17 @@ class Work(Protocol[D]):
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None: ...
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """A work with timers: something may fall due without a record, and joins the next micro-batch, or an empty one."""
+
+    def due(self) -> bool:
+        """Whether anything is."""
+
+    def pass_time(self, watermark_ms: int) -> None:
+        """Raise the watermark that timers are due against, though no event did."""
+
+
 class TransactionLog(Protocol):
     """Where a micro-batch is committed."""
 
@@ -116,7 +127,15 @@ class RowStore(Protocol):
 
     def get(self, keys: list[bytes]) -> list[bytes | None]: ...
 
-    def apply(self, rows: Iterable[Row], position: int, changelog_id: bytes, now_ms: int) -> None: ...
+    def apply(
+        self,
+        rows: Iterable[Row],
+        position: int,
+        changelog_id: bytes,
+        now_ms: int,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """Write rows as one; ``before`` are rows as they stand, where they were read for the micro-batch."""
 
 
 Clock = Callable[[], int]
@@ -156,8 +175,20 @@ class Stage(Generic[D]):
     spent_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     preparing: bool = field(default=False, init=False)
 
+    def due(self) -> bool:
+        """Whether a micro-batch without chunks has something to do."""
+        return isinstance(self.work, Timed) and self.work.due()
+
+    def pass_time(self, watermark_ms: int) -> None:
+        """Raise the watermark of a work that has timers."""
+        if isinstance(self.work, Timed):
+            self.work.pass_time(watermark_ms)
+
     async def micro_batch(self, chunks: Sequence[Chunk]) -> Rendered:
-        """Take chunks through the nine steps; on return they are committed and applied."""
+        """Take chunks through the nine steps; on return they are committed and applied.
+
+        Without chunks it is for what falls due by time alone, and the position stays.
+        """
         lap = self._stopwatch()
         received_s = time.time()
         self.preparing = True
@@ -197,7 +228,8 @@ class Stage(Generic[D]):
         self.probe("committed")
 
         # Step 8: apply locally. Never before 7: a store ahead of the changelog would stay so for ever.
-        self.store.apply(rendered.rows, position, self.changelog_id, now_ms)
+        before = dict(zip(decoded.keys, rows, strict=True))
+        self.store.apply(rendered.rows, position, self.changelog_id, now_ms, before)
         self.next_offset = end
         lap("apply")
         self.probe("applied")

@@ -42,7 +42,7 @@ class NotInstalled(ForeclickError):
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench all|pipeline|latency|swap|poison|restore|model|peers|scaling``."""
+    """Add ``bench all|pipeline|latency|swap|poison|restore|timers|model|peers|scaling``."""
     bench = typer.Typer(
         no_args_is_help=True,
         help="Throughput against a stock Faust agent, latency, restore, memory. Tables, and one JSON line last.",
@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
     bench.command(epilog="Example: foreclick bench swap --rate 5000")(swap)
     bench.command(epilog="Example: foreclick bench poison --events 100000")(poison)
     bench.command(epilog="Example: foreclick bench restore --restore-users 200000")(restore)
+    bench.command(epilog="Example: foreclick bench timers --timers 100000")(timers)
     bench.command(epilog="Example: foreclick bench model")(model)
     bench.command(epilog="Example: foreclick bench peers --repeats 1 --only foreclick,ceiling")(peers)
     bench.command(epilog="Example: foreclick bench scaling --users 10000,100000")(scaling)
@@ -118,6 +119,14 @@ def poison(users: Users = 20_000, events: Events = 100_000, model: Model = None)
 def restore(restore_users: RestoreUsers = 200_000, model: Model = None) -> None:
     """An empty data directory filled from the changelog; memory and disk of a user."""
     _run("restore", model, restore_users=restore_users)
+
+
+def timers(
+    timers: Annotated[int, typer.Option(min=1000, help="Users who are waited for.")] = 1_000_000,
+    model: Model = None,
+) -> None:
+    """Everybody falls silent at once: alerts a second without the transaction, and bytes a timer on disk."""
+    _run("timers", model, timers=timers)
 
 
 def model(model: Model = None) -> None:

@@ -88,7 +88,6 @@ def score(
     """
     from models.registry import bundled, load_artefact
     from models.runtime import StepEngine
-    from stream.churn_alerts import ChurnAlerts
     from stream.dead_letter_topic import described
     from stream.dead_letters import parse
     from stream.errors import ConfigurationError
@@ -98,6 +97,7 @@ def score(
     from stream.offline import records_of, score_batches
     from stream.offline_alerts import log_alerts
     from stream.settings import load_settings
+    from stream.silence import EXPECTED, RETURNED
 
     if churn_alerts is not None and order != "time":
         raise ConfigurationError(
@@ -111,7 +111,7 @@ def score(
         raise ConfigurationError(
             f"{' and '.join(to_standard_output[:2])} are both standard output. Name a file for one of them."
         )
-    settings = load_settings(model=model, device=device)
+    settings = load_settings(model=model, device=device, churn__alerts=churn_alerts is not None)
     limits = read_rules(rules)
     no_model = out is None and churn_alerts is None
     named = settings.model is not None and alerts is not None
@@ -137,11 +137,7 @@ def score(
     topic = "stdin" if file == "-" else Path(file).name
     events = predictions = duplicates = late = 0
     reasons: Counter[str] = Counter()
-    # An alert is said when not returning has become likelier than the manifest's threshold.
-    watch = None
-    if churn_alerts is not None and artefact is not None:
-        threshold = 1 - artefact.manifest["thresholds"]["churn_probability"]
-        watch = ChurnAlerts(topic, artefact.churn_horizon_s, threshold, artefact.return_odds)
+    churn_counts: Counter[str] = Counter({EXPECTED: 0, RETURNED: 0})
     found = None
     if alerts is not None:
         with progress("engagements watched", None) as watched:
@@ -161,23 +157,11 @@ def score(
         written(churn_alerts, "--churn-alerts") as churned,
         progress("scored", len(log.records)) as advance,
     ):
-
-        def note(*answered: Any) -> None:
-            for alert in watch.of_round(*answered) if watch else ():
-                churned.write(json.dumps(alert).encode() + b"\n")
-
         if found is not None:
             alerted.writelines(alert.as_json() + b"\n" for alert in found.alerts)
         batches: Iterable[Rendered] = ()
         if artefact is not None and engine is not None:
-            batches = score_batches(
-                records_of(log.records),
-                settings,
-                artefact,
-                engine,
-                topic,
-                observe=None if watch is None else note,
-            )
+            batches = score_batches(records_of(log.records), settings, artefact, engine, topic)
         elif found is not None:
             # The model's pass, which rejects the same records, does not take place.
             events = found.events
@@ -194,6 +178,9 @@ def score(
             reasons.update(counts.dead_letters)
             for _, value, _ in rendered.messages.get(settings.predictions_topic, ()):
                 predicted.write(value + b"\n")  # type: ignore[operator]
+            churn_counts.update(counts.alerts)
+            for _, value, _ in rendered.messages.get(settings.alerts_churn_topic, ()):
+                churned.write(value + b"\n")  # type: ignore[operator]
             for message in rendered.messages.get(settings.dead_letters_topic, ()):
                 key, value, headers = message
                 if letter := parse(headers):
@@ -206,7 +193,7 @@ def score(
         "dead_letters": dict(reasons),
         "duplicates_dropped": duplicates,
         "late": late,
-        **({} if watch is None else {"churn_alerts": watch.counts}),
+        **({} if churn_alerts is None else {"churn_alerts": dict(churn_counts)}),
         "format": log.format,
         "model": None if artefact is None else f"{artefact.name}/{artefact.version}",
         "events_per_s": round(events / max(seconds, 1e-9), 1),

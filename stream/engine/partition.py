@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NoReturn, Protocol
 
@@ -111,6 +111,8 @@ class Partition:
         self.fetched: int | None = None  # end of the newest chunk handed in
         self.queued = 0
         self.last_commit_s: float | None = None
+        self.heard_s: float | None = None  # of the last records committed, or of opening without any
+        self.has_heard = False
         self.working = False  # on a micro-batch
         self._make_stage = make_stage
         self._clock = clock
@@ -257,6 +259,7 @@ class Partition:
     def opened(self) -> None:
         """Step 7: the poll loop has seeked to ``position`` and resumed reading."""
         self.state = State.OPEN
+        self.heard_s = time.monotonic()
         self._probe("opened")
 
     def put(self, chunk: Chunk) -> None:
@@ -265,6 +268,12 @@ class Partition:
         self.queued += len(chunk.records)
         self._queue.append((chunk, time.monotonic()))
         self._arrived.set()
+
+    def pass_time(self, watermark_ms: int) -> None:
+        """Let event time pass though nothing came; timers that this makes due go in a micro-batch of their own."""
+        if self.stage is not None:
+            self.stage.pass_time(watermark_ms)
+            self._arrived.set()
 
     @property
     def preparing(self) -> bool:
@@ -300,6 +309,9 @@ class Partition:
         turned = False
         while not self.closing:
             if not self._queue:
+                if self.stage.due():
+                    await self._micro_batch(())
+                    continue
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
@@ -314,12 +326,17 @@ class Partition:
                 turned = True
                 continue
             turned = False
-            self.working = True
-            await self.stage.micro_batch(self.take())
-            self.working = False
-            self.last_commit_s = time.monotonic()
-            if self._gate is not None:
-                self._gate.look()
+            await self._micro_batch(self.take())
+            self.heard_s, self.has_heard = self.last_commit_s, True
+
+    async def _micro_batch(self, chunks: Sequence[Chunk]) -> None:
+        assert self.stage is not None
+        self.working = True
+        await self.stage.micro_batch(chunks)
+        self.working = False
+        self.last_commit_s = time.monotonic()
+        if self._gate is not None:
+            self._gate.look()
 
     # ------------------------------------------------------------------ close
 

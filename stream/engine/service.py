@@ -26,6 +26,7 @@ from stream.engine.kafka_log import KafkaLog, Offsets, TopicSet
 from stream.engine.partition import Partition, State
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import BrokenInvariant, BrokerUnreachable
+from stream.idle_partitions import Heard, left_behind, silent
 from stream.settings import Settings
 from stream.stage import STEPS, Chunk, Probe, SourceMark, Stage, Work, no_probe
 
@@ -47,6 +48,8 @@ class EngineMetrics:
 
     def lag(self, partition: int, records: int) -> None: ...
 
+    def source_silent(self, silent: bool) -> None: ...
+
     def rows(self, rows: int) -> None: ...
 
     def forget(self, partition: int) -> None: ...
@@ -59,10 +62,12 @@ class Plan:
     Args:
         topics: names, ids and partition counts, read from the broker.
         make_work: the stage's work for one partition: (partition, open store) -> Work.
+        timer_of: the timer of a key and its row, where the stage has timers.
     """
 
     topics: TopicSet
     make_work: Callable[[int, Store], Work[Any]]
+    timer_of: Callable[[bytes, bytes | None], bytes | None] | None = None
 
 
 class Engine(Service):
@@ -195,7 +200,7 @@ class Engine(Service):
             app_id=settings.app_id,
             transaction_timeout_ms=settings.kafka.transaction_timeout_ms,
         )
-        store = Store(self.folder / str(number))
+        store = Store(self.folder / str(number), self.plan.timer_of)
 
         def make_stage(position: int, mark: SourceMark | None) -> Stage[Any]:
             return Stage(
@@ -338,11 +343,33 @@ class Engine(Service):
         while not self._closing:
             await asyncio.sleep(1.0)
             self._metrics.partitions(len(self.parts), len(self.open_partitions()))
-            for partition, records in self.lag().items():
+            lag = self.lag()
+            for partition, records in lag.items():
                 self._metrics.lag(partition, records)
+            if self.plan.timer_of is not None:
+                self._pass_time(lag)
             self._metrics.rows(
                 sum(part.store.count() for part in self.open_partitions() if part.store.is_open)
             )
+
+    def _pass_time(self, lag: dict[int, int]) -> None:
+        """Move idle partitions on while others advance; tell when none does."""
+        now_s, settings = time.monotonic(), self.settings
+        heard = [
+            Heard(
+                part.number,
+                part.stage.watermark_ms,
+                now_s - part.heard_s,
+                part.has_heard,
+                caught_up=not (part.queued or lag.get(part.number)),
+            )
+            for part in self.open_partitions()
+            if part.stage is not None and part.heard_s is not None
+        ]
+        self._metrics.source_silent(silent(heard, settings.churn.idle_s))
+        moves = left_behind(heard, self._clock(), settings.churn.idle_s, settings.late_limit_s * 1000)
+        for number, watermark_ms in moves.items():
+            self.parts[number].pass_time(watermark_ms)
 
 
 class _Listener(ConsumerRebalanceListener):

@@ -5,7 +5,8 @@ one WriteBatch, a memtable reaches the disk whole, so what survives a crash is a
 position*, and the restore goes on from there. That halves the bytes written and the cost of a batch.
 
 Reserved keys start with U+0000, which no user id may: ``\\0src`` (written by every transaction, in the changelog too)
-and ``\\0pos``, ``\\0log``, ``\\0seen`` (only here).
+and ``\\0pos``, ``\\0log``, ``\\0seen`` (only here). Timers are reserved keys too (stream/silence.py): the index is made
+of the rows and moves with them in the same WriteBatch, so it is never ahead of them or behind.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import rocksdict
 import structlog
 
 from stream.errors import StoreError
-from stream.stage import SOURCE_KEY
+from stream.silence import TIMER_PREFIX
+from stream.stage import RESERVED, SOURCE_KEY, SourceMark
 
 logger = structlog.get_logger("foreclick.store")
 
@@ -47,18 +49,23 @@ class Store:
 
     Args:
         folder: of this partition alone; created when missing.
+        timer_of: the timer of a key and its row, or None; without it the store keeps no timers.
 
     Raises:
         StoreError: locked by another worker, not writable, full, or damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, timer_of: Callable[[bytes, bytes | None], bytes | None] | None = None):
         self.folder = folder
+        self._timer_of = timer_of
+        # No timer is earlier. Knowing that spares a scan over what was deleted; most micro-batches need none at all.
+        self._earliest = TIMER_PREFIX
         self._db: rocksdict.Rdict | None = None
         self._unlogged = rocksdict.WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment]  # the stub is wrong
 
     def open(self) -> None:
+        self._earliest = TIMER_PREFIX
         if (self.folder / DAMAGED).exists():
             self._throw_away("it was found to be damaged")
         options = rocksdict.Options(raw_mode=True)
@@ -136,11 +143,23 @@ class Store:
         return rows
 
     def apply(
-        self, rows: Iterable[tuple[bytes, bytes | None]], position: int, changelog_id: bytes, now_ms: int
+        self,
+        rows: Iterable[tuple[bytes, bytes | None]],
+        position: int,
+        changelog_id: bytes,
+        now_ms: int,
+        before: Mapping[bytes, bytes | None] | None = None,
     ) -> None:
-        """Write rows (None erases) and the changelog offset of the newest of them, as one."""
+        """Write rows (None erases), their timers and the changelog offset of the newest of them, as one.
+
+        Args:
+            before: rows of some of the keys as they stand in the store, where the caller has read them anyway.
+        """
         batch = rocksdict.WriteBatch(raw_mode=True)
         put, delete = batch.put, batch.delete
+        rows = list(rows)
+        if self._timer_of is not None:
+            self._move_timers(batch, rows, before or {})
         for key, value in rows:
             if value is None:
                 delete(key)
@@ -155,6 +174,43 @@ class Store:
             Exception
         ) as error:  # after one failed write RocksDB refuses all others: nothing can be mended here
             raise self._failed("Writing to", error) from error
+
+    def _move_timers(
+        self,
+        batch: rocksdict.WriteBatch,
+        rows: list[tuple[bytes, bytes | None]],
+        before: Mapping[bytes, bytes | None],
+    ) -> None:
+        timer_of = self._timer_of
+        assert timer_of is not None
+        newest = {key: row for key, row in rows if not key.startswith(RESERVED)}
+        unread = [key for key in newest if key not in before]
+        if unread:
+            before = {**before, **dict(zip(unread, self.get(unread), strict=True))}
+        for key, row in newest.items():
+            old, new = timer_of(key, before[key]), timer_of(key, row)
+            if old == new:
+                continue
+            if old is not None:
+                batch.delete(old)
+            if new is not None:
+                batch.put(new, b"")
+                self._earliest = min(self._earliest, new)
+
+    def timers_before(self, end: bytes, most: int) -> list[bytes]:
+        """The earliest ``most`` timers below ``end``, in their order."""
+        found: list[bytes] = []
+        if self._timer_of is None or end <= self._earliest:
+            return found
+        bound = end
+        for timer in self._keys(self._earliest):
+            if timer >= end or len(found) == most:
+                bound = timer  # any key is a bound, a row's own too
+                break
+            found.append(timer)
+        # What was found stays in the index until it is applied.
+        self._earliest = found[0] if found else bound
+        return found
 
     def position(self) -> int | None:
         """Changelog offset of the newest applied record; None for a new store."""
@@ -175,6 +231,11 @@ class Store:
     def _value(self, key: bytes) -> bytes | None:
         return self.get([key])[0]
 
+    def watermark_ms(self) -> int:
+        """The highest event time in the source so far, as the last transaction wrote it; 0 for a new store."""
+        raw = self.source()
+        return 0 if raw is None else SourceMark.decode(raw).watermark_ms
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every user's row; reserved keys are left out."""
         yield from self._entries(b"\1")
@@ -187,11 +248,19 @@ class Store:
             yield key, value
 
     def _entries(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for entries in self._seek(first):
+            yield entries.key(), entries.value()
+
+    def _keys(self, first: bytes) -> Iterator[bytes]:
+        for entries in self._seek(first):
+            yield entries.key()
+
+    def _seek(self, first: bytes) -> Iterator[Any]:
         # Not the database's own items(): they end at a damaged block as if there were no more.
         entries = self.database.iter()
         entries.seek(first)
         while entries.valid():
-            yield entries.key(), entries.value()
+            yield entries
             entries.next()
         try:
             entries.status()

@@ -43,6 +43,7 @@ class Sizes:
     seconds: float = 20.0
     warm_up_s: float = 5.0
     restore_users: int = 200_000
+    timers: int = 1_000_000
     seed: int = 1
     sample: bool = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import latency, model, pipeline, poison, restore, stock, swap
+from tests.bench import latency, model, pipeline, poison, restore, stock, swap, timers
 from tests.bench.bed import Bed, Sizes, bed
 from tests.bench.report import last_line, table
 
@@ -22,6 +22,8 @@ KEYS = (
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",
+    "timers_fired_per_s",
+    "timer_bytes",
 )
 
 
@@ -64,5 +66,6 @@ _PARTS = {
     "swap": swap.run,
     "poison": poison.run,
     "restore": restore.run,
+    "timers": timers.run,
     "model": lambda ground: model.run(ground.model),
 }

@@ -1,6 +1,6 @@
 """One user's row and one event, in plain Python: the fold as the stock agent does it, event by event.
 
-The bytes are those of ``stream.rows`` (layout version 1), so that both sides keep, write and restore the same content;
+The bytes are those of ``stream.rows`` (layout version 2), so that both sides keep, write and restore the same content;
 the code is written for one row at a time: one struct for the numbers, slices of bytes for the windows.
 """
 
@@ -17,7 +17,7 @@ SESSION_GAP_MS = 1_800_000
 LATE_LIMIT_MS = 1_800_000
 NEVER_S = 0xFFFFFFFF
 
-_VERSION = 1
+_VERSION = 2
 _ENTRY_BYTES = 13
 _u4 = struct.Struct("<I").pack
 _f2 = struct.Struct("<e").pack

@@ -160,12 +160,22 @@ class TornStore(Store):
     The flush stands for a memtable that fills up at that moment, as with ``EagerApplyLog``.
     """
 
-    def apply(self, rows: Iterable[Row], position: int, changelog_id: bytes, now_ms: int) -> None:
+    def apply(
+        self,
+        rows: Iterable[Row],
+        position: int,
+        changelog_id: bytes,
+        now_ms: int,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
         rows = list(rows)
-        super().apply([row for row in rows if row[0].startswith(b"\0")], position, changelog_id, now_ms)
+        super().apply(
+            [row for row in rows if row[0].startswith(b"\0")], position, changelog_id, now_ms, before
+        )
         self.database.flush()
         ProbedLog.probe("torn")
-        super().apply([row for row in rows if not row[0].startswith(b"\0")], position, changelog_id, now_ms)
+        rest = [row for row in rows if not row[0].startswith(b"\0")]
+        super().apply(rest, position, changelog_id, now_ms, before)
 
 
 class MixedStore(Store):
@@ -198,11 +208,18 @@ class RememberingStore(Store):
             self.remembered.setdefault((self.folder, key), row) for key, row in zip(keys, rows, strict=True)
         ]
 
-    def apply(self, rows: Iterable[Row], position: int, changelog_id: bytes, now_ms: int) -> None:
+    def apply(
+        self,
+        rows: Iterable[Row],
+        position: int,
+        changelog_id: bytes,
+        now_ms: int,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
         rows = list(rows)
         if not self._restoring:
             self.remembered.update({(self.folder, key): value for key, value in rows})
-        super().apply(rows, position, changelog_id, now_ms)
+        super().apply(rows, position, changelog_id, now_ms, before)
 
 
 class EarlyOffsetsLog(ProbedLog):

@@ -150,7 +150,16 @@ class SimulatedStore:
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         return [self.rows.get(key) for key in keys]
 
-    def apply(self, rows: Iterable[Row], position: int, changelog_id: bytes, now_ms: int) -> None:
+    def apply(
+        self,
+        rows: Iterable[Row],
+        position: int,
+        changelog_id: bytes,
+        now_ms: int,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        for key, row in (before or {}).items():
+            assert self.rows.get(key) == row, "the stage says what stands here, and it does not"
         for key, value in rows:
             if value is None:
                 self.rows.pop(key, None)

@@ -11,8 +11,7 @@ import pytest
 
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
-from stream.churn_alerts import ChurnAlerts
-from stream.files import read_records
+from stream.files import FileRecord, read_records
 from stream.offline import records_of, score_batches
 from stream.settings import load_settings
 from tests.command_line import foreclick
@@ -47,30 +46,32 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def alerts_of(log: Path, model: Path, micro_batch: int, threshold: float = 0.5) -> list[dict[str, Any]]:
+def alerts_of(records: list[FileRecord], model: Path, micro_batch: int) -> list[dict[str, Any]]:
     artefact = load_artefact(model)
-    watch = ChurnAlerts("year.jsonl", 5 * 86_400, threshold)
+    settings = load_settings(churn__horizon_s=5 * 86_400)
     found: list[dict[str, Any]] = []
-    batches = score_batches(
-        records_of(read_records(log)),
-        load_settings({}),
+    for rendered in score_batches(
+        records_of(records),
+        settings,
         artefact,
         StepEngine(artefact, "cpu"),
         "year.jsonl",
         micro_batch=micro_batch,
-        observe=lambda *answered: found.extend(watch.of_round(*answered)),
-    )
-    for _ in batches:
-        pass
+    ):
+        messages = rendered.messages.get(settings.alerts_churn_topic, ())
+        found += [json.loads(value or b"") for _, value, _ in messages]
     return found
 
 
 def test_no_alert_depends_on_the_size_of_a_micro_batch(log: Path, model: Path) -> None:
-    """Timers run out within micro-batches and between them alike, in the same order."""
-    alerts = alerts_of(log, model, 4096)
+    """Timers run out within micro-batches and between them alike, in the same order; erased users are forgotten."""
+    records = read_records(log)
+    for place in range(40, len(records), 90):
+        records.insert(place, records[place - 30]._replace(value=None))
+    alerts = alerts_of(records, model, 4096)
     assert len(alerts) > 40
-    assert alerts_of(log, model, 7) == alerts
-    assert alerts_of(log, model, 1) == alerts
+    assert alerts_of(records, model, 7) == alerts
+    assert alerts_of(records, model, 1) == alerts
 
 
 def test_a_silence_is_said_once_at_its_deadline_and_ended_by_a_return(log: Path, model: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_silence_is_said_once_at_its_deadline_and_ended_by_a_return(log: Path,
     for line in log.read_text().splitlines():
         event = json.loads(line)
         times.setdefault(event["user_id"], []).append(event["event_time_ms"])
-    alerts = alerts_of(log, model, 100)
+    alerts = alerts_of(read_records(log), model, 100)
     assert len({alert["id"] for alert in alerts}) == len(alerts)
     open_: dict[str, dict[str, Any]] = {}
     for alert in alerts:

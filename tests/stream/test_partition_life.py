@@ -327,3 +327,53 @@ def test_local_rows_ahead_of_the_changelog_are_wiped(position: int) -> None:
     worker = run_until_ended(broker, store)
     assert worker.ended is None
     assert b"ghost" not in store.rows
+
+
+class Reminders(CountingWork):
+    """Each event asks to be told when event time passes it by ten; what is due is said in a row of its own."""
+
+    def __init__(self) -> None:
+        self.waits: list[int] = []
+        self.watermark_ms = 0
+
+    def due(self) -> bool:
+        return any(time < self.watermark_ms for time in self.waits)
+
+    def pass_time(self, watermark_ms: int) -> None:
+        self.watermark_ms = max(self.watermark_ms, watermark_ms)
+
+    async def score(self, decoded: Any, rows: list[bytes | None], now_ms: int) -> Rendered:
+        rendered = await super().score(decoded, rows, now_ms)
+        said = [time for time in self.waits if time < self.watermark_ms]
+        self.waits = [time for time in self.waits if time not in said]
+        self.waits += [int(record.value) + 10 for record in decoded.records]
+        outputs = [*rendered.messages["out"], *((b"said", b"%d" % time, ()) for time in said)]
+        return Rendered({"out": outputs}, rendered.rows, self.watermark_ms)
+
+
+def test_timers_fall_due_without_a_record() -> None:
+    """Time makes a transaction of its own: the position stays, the watermark is in it, nothing is said twice."""
+    broker = SimulatedBroker()
+    for time in (3, 5, 40):
+        broker.produce(b"a", b"%d" % time)
+    work = Reminders()
+
+    class Reminded(Worker):
+        def _stage(self, position: int, mark: SourceMark | None) -> Stage[Any]:
+            return Stage(work, self.log, self.store, lambda: 0, position, b"s" * 16, b"c" * 16)
+
+    async def live() -> None:
+        worker = Reminded(broker, SimulatedStore())
+        for turn in range(120):
+            worker.poll(5)
+            await asyncio.sleep(0)
+            if turn in (60, 80):
+                worker.partition.pass_time(20)
+        assert worker.ended is None
+
+    asyncio.run(live())
+    assert [value for key, value in broker.outputs if key == b"said"] == [b"13", b"15"]
+    assert broker.committed == 3
+    mark = [written.value for written in broker.changelog if written.key == b"\0src"][-1]
+    assert mark is not None
+    assert SourceMark.decode(mark) == SourceMark(3, b"s" * 16, 20)

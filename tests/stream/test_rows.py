@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.errors import DamagedRow
-from stream.rows import ENTRY_BYTES, RING, VERSION, RowLayout, read
+from stream.rows import ENTRY_BYTES, RING, VERSION, RowLayout, read, waited_until_ms
 
 GOLDEN = Path(__file__).parents[1] / "golden" / f"row_v{VERSION}.bin"
 DEFAULT = RowLayout(n_actions=11, state_width=128)
-#: Where each field of version 1 begins, and what the golden row holds.
+#: Where each field of version 2 begins, and what the golden row holds.
 GOLDEN_OFFSETS = {
     "version": 0,
     "n_actions": 1,
@@ -47,7 +47,8 @@ GOLDEN_OFFSETS = {
     "w_item": 722,
     "w_log_gap": 850,
     "w_log_price": 914,
-    "deadline_ms": 978,
+    "silence_s": 978,
+    "return_millionths": 982,
     "said": 986,
 }
 GOLDEN_VALUES = {
@@ -56,8 +57,9 @@ GOLDEN_VALUES = {
     "life_events": 1081530686,
     "ring_next": 3,
     "fingerprint": 5271432258981221095,
-    "deadline_ms": 3983510930977375648,
-    "said": 17,
+    "silence_s": 529894209,
+    "return_millionths": 1854966827,
+    "said": 1,
 }
 #: The last number of some arrays.
 GOLDEN_LAST = {
@@ -86,6 +88,7 @@ def filled(layout: RowLayout, count: int, seed: int = 0, window_count: int | Non
             rows[name] = draw.integers(0, np.iinfo(field.dtype).max // 2, field.shape)
     rows["ring_next"] %= RING
     rows["w_action"] %= layout.n_actions
+    rows["said"] &= 1
     rows["window_count"] = layout.window if window_count is None else window_count
     return rows
 
@@ -105,16 +108,30 @@ def test_rows_are_read_as_the_golden_file_says() -> None:
     raw = GOLDEN.read_bytes()
     rows = DEFAULT.unpack([raw])
     assert DEFAULT.pack(rows) == [raw]
-    assert raw[:6] == bytes([1, 11, 32, 13, 128, 0])
+    assert raw[:6] == bytes([VERSION, 11, 32, 13, 128, 0])
     assert {name: DEFAULT.dtype.fields[name][1] for name in DEFAULT.dtype.names} == GOLDEN_OFFSETS
     assert {name: rows[name][0].item() for name in GOLDEN_VALUES} == GOLDEN_VALUES
     assert {name: rows[name][0, -1].item() for name in GOLDEN_LAST} == GOLDEN_LAST
 
 
+def test_rows_of_version_1_are_upgraded() -> None:
+    """All that both know is copied; a deadline was only reserved then, so nobody is waited for."""
+    raw = (GOLDEN.parent / "row_v1.bin").read_bytes()
+    upgraded = DEFAULT.unpack([raw, None])
+    now = DEFAULT.unpack([GOLDEN.read_bytes()])
+    told = ("silence_s", "return_millionths", "said")
+    for name in set(DEFAULT.dtype.names) - {*told, "version"}:
+        assert upgraded[name][0].tobytes() == now[name][0].tobytes(), name
+    assert not any(upgraded[name].any() for name in told)
+    assert DEFAULT.pack(upgraded)[0][:6] == bytes([VERSION, 11, 32, 13, 128, 0])
+    assert waited_until_ms(raw) == 0
+    assert read(raw)["alerts"] == {"said": False, "deadline": None}
+
+
 def test_blank_rows_are_zeros_but_for_header_and_position() -> None:
     """A user without a row starts from nothing applied."""
     (raw,) = DEFAULT.pack(DEFAULT.unpack([None]))
-    assert raw[:14] == bytes([1, 11, 32, 13, 128, 0]) + b"\xff" * 8
+    assert raw[:14] == bytes([VERSION, 11, 32, 13, 128, 0]) + b"\xff" * 8
     assert not any(raw[14:])
 
 
@@ -224,7 +241,7 @@ def damaged() -> list[tuple[str, bytes, str]]:
         ("empty", b"", "0 bytes, fewer than its header's 6"),
         ("truncated", bytes(raw[:-1]), "986 bytes where its header says 987"),
         ("too long", bytes(raw) + b"x", "988 bytes where its header says 987"),
-        ("unknown version", bytes(other_version), "version 9; this build reads 1"),
+        ("unknown version", bytes(other_version), "version 9; this build reads 1 to 2"),
         ("foreign entries", bytes(other_entry), "14 bytes an entry"),
         ("no actions", bytes(no_actions), "0 actions"),
     ]
@@ -281,5 +298,8 @@ def test_a_row_is_shown_in_plain_words() -> None:
     assert shown["window"][0]["price"] is None
     assert shown["window"][1]["gap_s"] == pytest.approx(1.0, abs=1e-3)
     assert shown["window"][1]["price"] == pytest.approx(9.99, rel=2e-3)  # float16 keeps three digits
-    assert shown["alerts"] == {"said": 0, "deadline": None}
+    assert shown["alerts"] == {"said": False, "deadline": None}
+    rows["silence_s"], rows["said"] = 86_400, 1
+    shown = read(DEFAULT.pack(rows)[0])
+    assert shown["alerts"] == {"said": True, "deadline": "2017-11-25T19:08:37.000+00:00"}
     assert read(DEFAULT.pack(DEFAULT.blank(1))[0])["last_event"] is None

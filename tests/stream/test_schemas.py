@@ -82,17 +82,33 @@ SAMPLES = {
     ],
     "alerts.churn": [
         {
-            "schema": "foreclick.alert.churn.v1",
+            "id": f"T/3/18842/{kind}/u17",
             "kind": kind,
-            "user_id": "u17",
-            "event_time_ms": 1511550516000,
-            "deadline_ms": 1512550516000,
-            "source": {"topic": "clicks", "partition": 3, "offset": 18842},
-            "model": {"name": "shop-lstm", "version": "7"},
-            "churn_probability": 0.7,
-            "churn_horizon_s": 2592000,
+            "subject_type": "user",
+            "subject": "u17",
+            "score": score,
+            "probability": score or None,
+            "severity": "low",
+            "event_time_ms": 1512550516000,
+            "reasons": [
+                {"code": "silence", "text": "silent for 12 days", "silence_s": 1000000, "horizon_s": 2592000}
+            ],
+            "evidence": [
+                {
+                    "user_id": "u17",
+                    "event_time_ms": 1511550516000,
+                    "source": {"topic": "clicks", "partition": 3, "offset": 18842},
+                }
+            ],
+            "members": [],
+            "approximate": False,
+            "supersedes": supersedes,
+            "held_back": 0,
         }
-        for kind in ("churn.expected", "churn.returned")
+        for kind, score, supersedes in (
+            ("churn.expected", 0.51, None),
+            ("churn.returned", 0.0, "T/3/18000/churn.expected/u17/1512000000000"),
+        )
     ],
     "user_vectors": [
         {

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import StoreError
+from stream.rows import RowLayout
+from stream.silence import TIMER_PREFIX, due_end, timer_key, timer_of
 
 CHANGELOG = b"c" * 16
+LAYOUT = RowLayout(n_actions=3, state_width=4, window=2)
 
 
 def opened(folder: Path) -> Store:
@@ -175,4 +180,67 @@ def test_a_store_that_cannot_be_opened_for_damage_is_begun_anew(tmp_path: Path) 
     os.truncate(file, 1000)
     store = opened(tmp_path / "0")
     assert store.position() is None
+
+
+def timers(store: Store) -> list[bytes]:
+    """Every timer, straight from the store's keys."""
+    return [key for key, _ in store.reserved(TIMER_PREFIX)]
+
+
+def waiting_row(deadline_ms: int) -> bytes:
+    rows = LAYOUT.blank(1)
+    rows["last_ms"], rows["silence_s"] = deadline_ms - 1_000, 1
+    return LAYOUT.pack(rows)[0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=5), max_size=12),
+    st.booleans(),
+)
+def test_the_timers_are_those_of_the_rows(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, int]]], told: bool
+) -> None:
+    """Whatever is written over what, by a transaction that knows the old rows or by a restore; 0 erases."""
+    store = Store(tmp_path_factory.mktemp("timers"), timer_of)
+    store.open()
+    rows: dict[bytes, bytes] = {}
+    for number, batch in enumerate(batches):
+        written = [(b"u%d" % user, waiting_row(2_000 + at) if at else None) for user, at in batch]
+        before = {key: rows.get(key) for key, _ in written[::2]} if told else None
+        store.apply([*written, (b"\0src", b"mark")], number, CHANGELOG, 0, before)
+        for key, row in written:
+            rows.pop(key, None)
+            if row is not None:
+                rows[key] = row
+        wanted = sorted(filter(None, (timer_of(key, row) for key, row in rows.items())))
+        assert timers(store) == wanted
+        for end_ms in (2_003, 2_005, 9_999):
+            assert store.timers_before(due_end(end_ms), 99) == [
+                one for one in wanted if one < due_end(end_ms)
+            ]
+        assert store.timers_before(due_end(9_999), 2) == wanted[:2]
+    assert dict(store.items()) == rows
+    store.close()
+
+
+def test_timers_come_back_with_the_rows_and_go_with_them(tmp_path: Path) -> None:
+    """After a close they stand as they stood; a wipe takes them."""
+    store = Store(tmp_path / "0", timer_of)
+    store.open()
+    store.apply([(b"a", waiting_row(5_000)), (b"b", waiting_row(3_000))], 1, CHANGELOG, 0)
+    store.close()
+    store.open()
+    assert store.timers_before(due_end(5_001), 9) == [timer_key(3_000, b"b"), timer_key(5_000, b"a")]
+    store.wipe()
+    assert timers(store) == []
+    assert store.timers_before(due_end(5_001), 9) == []
+    store.close()
+
+
+def test_a_store_without_timers_keeps_none(tmp_path: Path) -> None:
+    """Another stage's rows are not read as clicks."""
+    store = opened(tmp_path / "0")
+    store.apply([(b"a", waiting_row(5_000))], 1, CHANGELOG, 0)
+    assert timers(store) == store.timers_before(due_end(9_999), 9) == []
     store.close()

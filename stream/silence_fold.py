@@ -1,0 +1,182 @@
+"""The silences of a round: what its events and the passing of time end, say and begin, for many users at once.
+
+The rules are those of ``stream.silence``, which tells them event by event. Here they are array operations over the M
+applied events of R partitions, because nearly every event only moves its user's deadline:
+
+- a silence lasts from an event to the user's next one; it was said if the watermark passed its deadline before or with
+  that next event. So each silence needs one comparison, with the watermark at the event that ends it, or at the end;
+- the deadline is asked for only of a user's last event here, and of one whose silence is ended by an event so much
+  later that its timer could have run out. Within a session it never does;
+- a user who is heard of late was not silent meanwhile: no timer runs out within half an hour of the watermark that
+  stood when its event came, or every event of a delayed upload would be missed and welcomed;
+- only what is said is looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from stream.rows import SAID
+from stream.silence import EXPECTED, RETURNED, Said, Silence
+
+__all__ = ["FIRST_SILENCE_MS", "Part", "fold_silences"]
+
+#: No deadline comes earlier after its event (``models.churn.FIRST_SILENCE_S``).
+FIRST_SILENCE_MS: Final = 1_800_000
+#: A row keeps seconds in 32 bits; 136 years.
+MOST_SILENCE_S: Final = 2**32 - 1
+
+#: Of some events (K,): seconds of silence until the alert, 0 for never, and the chance of a return then in millionths.
+Deadlines = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One partition's share of a round.
+
+    Attributes:
+        keys: of its rows, one for each life of a user.
+        rows, events: where they begin and end among all rows and all applied events.
+        watermark_ms: before the round.
+        ended: by row, how many of the partition's applied events came before the tombstone that ended that life.
+    """
+
+    keys: Sequence[bytes]
+    rows: slice
+    events: slice
+    watermark_ms: int
+    ended: dict[int, int] = field(default_factory=dict)
+
+
+def fold_silences(
+    rows: np.ndarray,
+    last_ms: np.ndarray,
+    position: np.ndarray,
+    columns: dict[str, np.ndarray],
+    offset: np.ndarray,
+    parts: Sequence[Part],
+    deadlines: Deadlines,
+) -> tuple[list[list[Said]], np.ndarray]:
+    """Apply the events to the silences of their users, and time to those of all rows.
+
+    Args:
+        rows: (B,) after the fold of events; what they say of silences is changed in place.
+        last_ms, position: (B,) as the rows had them before the fold.
+        columns: of the applied events, (M,): ``row``, ``event_time_ms`` and ``last_ms``, the user's time after it.
+        offset: (M,) in the source.
+        deadlines: asked once.
+
+    Returns:
+        What each partition says, in the order of records and, at one record, of deadlines; and the rows without events
+        that changed, rising.
+    """
+    row, times_ms, after_ms = columns["row"], columns["event_time_ms"], columns["last_ms"]
+    watermark_ms = np.empty(len(row), np.int64)  # with each event
+    until_ms = np.empty(len(rows), np.int64)  # the watermark at the end of each life
+    for part in parts:
+        mine = np.maximum.accumulate(np.maximum(times_ms[part.events], part.watermark_ms))
+        watermark_ms[part.events] = mine
+        until_ms[part.rows] = mine[-1] if len(mine) else part.watermark_ms
+        for slot, count in part.ended.items():
+            until_ms[part.rows.start + slot] = mine[count - 1] if count else part.watermark_ms
+
+    # The events of each user as a chain: which one comes next, and which is the first.
+    order = np.argsort(row.astype(np.uint16) if len(rows) <= 2**16 else row, kind="stable")
+    same = row[order][1:] == row[order][:-1]
+    following = np.full(len(row), -1, np.int64)
+    following[order[:-1][same]] = order[1:][same]
+    first = np.full(len(rows), -1, np.int64)
+    opens = np.ones(len(row), np.bool_)
+    opens[order[1:][same]] = False
+    first[row[opens]] = np.flatnonzero(opens)
+    last = following < 0
+    ends_ms = np.where(last, until_ms[row], watermark_ms[following]) if len(row) else watermark_ms
+
+    # Silences that the rows brought along end with the first event here, or not at all.
+    carried = rows["silence_s"] > 0
+    said_before = carried & ((rows["said"] & SAID) > 0)
+    carried_ms = last_ms + rows["silence_s"].astype(np.int64) * 1000
+    carried_ends_ms = np.where(first < 0, until_ms, watermark_ms[first]) if len(row) else until_ms
+    runs_out = carried & ~said_before & (carried_ms < carried_ends_ms)
+
+    # Silences that begin here.
+    asked = np.flatnonzero(last | (ends_ms - watermark_ms > FIRST_SILENCE_MS))
+    silence_s, millionths = np.zeros(len(row), np.int64), np.zeros(len(row), np.int64)
+    found_s, millionths[asked] = deadlines(asked)
+    heard_s = (watermark_ms[asked] + (FIRST_SILENCE_MS + 999) - after_ms[asked]) // 1000
+    lasts_s = np.maximum(found_s, heard_s)
+    # Beyond what a row can say: a clock ran ages ahead of this user's.
+    silence_s[asked] = np.where((found_s > 0) & (lasts_s <= MOST_SILENCE_S), lasts_s, 0)
+    deadline_ms = after_ms + silence_s * 1000
+    runs_out_here = (silence_s > 0) & (deadline_ms < ends_ms)
+
+    said: list[list[Said]] = [[] for _ in parts]
+    over = np.flatnonzero(runs_out | (said_before & (first >= 0)))
+    over_here = np.flatnonzero(runs_out_here)
+    if len(over) or len(over_here):
+        carried_millionths = rows["return_millionths"]
+        for number, part in enumerate(parts):
+            told = _Told(part, watermark_ms, times_ms, offset)
+            for place in over[_within(over, part.rows)].tolist():
+                silence = Silence(
+                    int(last_ms[place]),
+                    int(position[place]),
+                    int(carried_ms[place]),
+                    int(carried_millionths[place]),
+                )
+                told.over(place, silence, bool(runs_out[place]), int(first[place]))
+            for event in over_here[_within(over_here, part.events)].tolist():
+                silence = Silence(
+                    int(after_ms[event]), int(offset[event]), int(deadline_ms[event]), int(millionths[event])
+                )
+                told.over(int(row[event]), silence, True, int(following[event]))
+            said[number] = told.in_order()
+
+    newest = row[last]
+    rows["silence_s"][newest] = silence_s[last]
+    rows["return_millionths"][newest] = millionths[last]
+    rows["said"][newest] = np.where(runs_out_here[last], SAID, 0)
+    idle = runs_out & (first < 0)
+    for part in parts:
+        for slot in part.ended:
+            idle[part.rows.start + slot] = False  # a tombstone follows
+    rows["said"][idle] = SAID
+    return said, np.flatnonzero(idle)
+
+
+class _Told:
+    """What one partition says, with the places at which it is said."""
+
+    def __init__(
+        self, part: Part, watermark_ms: np.ndarray, times_ms: np.ndarray, offset: np.ndarray
+    ) -> None:
+        self._part, self._watermark_ms = part, watermark_ms[part.events]
+        self._times_ms, self._offset = times_ms, offset
+        self._said: list[tuple[tuple[int, int, int, bytes], Said]] = []
+
+    def over(self, row: int, silence: Silence, runs_out: bool, ended_by: int) -> None:
+        """A silence of a row that ran out here, or was ended here by an event, or both."""
+        key = self._part.keys[row - self._part.rows.start]
+        if runs_out:
+            place = int(np.searchsorted(self._watermark_ms, silence.deadline_ms, side="right"))
+            expected = Said(EXPECTED, key, silence, silence.deadline_ms, silence.offset)
+            self._said.append(((place, 0, silence.deadline_ms, key), expected))
+        if ended_by >= 0:
+            returned = Said(
+                RETURNED, key, silence, int(self._times_ms[ended_by]), int(self._offset[ended_by])
+            )
+            self._said.append(((ended_by - self._part.events.start, 1, 0, key), returned))
+
+    def in_order(self) -> list[Said]:
+        """By record, and at one record the expected ones by deadline and key before the return."""
+        return [said for _, said in sorted(self._said, key=lambda pair: pair[0])]
+
+
+def _within(places: np.ndarray, bounds: slice) -> slice:
+    """Which of rising places lie within bounds."""
+    start, end = np.searchsorted(places, [bounds.start, bounds.stop]).tolist()
+    return slice(start, end)

@@ -1,0 +1,152 @@
+"""A partition in which everybody falls silent: how fast timers are said, and what one costs on disk.
+
+The real store, fold, model and rendering in the real nine steps; the transaction alone is left out: what a log writes
+is counted and thrown away, so this is the worker's own part. All timers are due at once, the worst that a partition
+can meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from models.registry import load_artefact
+from models.runtime import StepEngine
+from stream.clicks_stage import clicks_rounds, clicks_work
+from stream.engine.store import Store
+from stream.model_step import ServedModel
+from stream.rows import RowLayout
+from stream.scoring import ClicksRequest
+from stream.settings import Settings
+from stream.silence import PartitionTimers, timer_key, timer_of
+from stream.stage import Message, Rendered, Row, Stage
+from tests.bench.bed import Bed, disk_bytes
+from tests.bench.processes import BenchFailed
+from tests.bench.report import table, tell
+
+AT_ONCE = 4096
+CHANGELOG_ID = b"c" * 16
+BEGAN_MS = 1_735_000_000_000
+DAY_S = 86_400
+
+
+class CountingLog:
+    """Counts what would be written."""
+
+    def __init__(self) -> None:
+        self.position = -1
+        self.messages = self.value_bytes = 0
+
+    async def commit(
+        self,
+        messages: Mapping[str, Iterable[Message]],
+        rows: list[Row],
+        next_offset: int,
+    ) -> int:
+        for _, value, _ in (message for items in messages.values() for message in items):
+            self.messages += 1
+            self.value_bytes += len(value or b"")
+        self.position += len(rows)
+        return self.position
+
+
+def run(bed: Bed) -> dict[str, float]:
+    """Arm, then let time pass."""
+    count = bed.sizes.timers
+    artefact = load_artefact(bed.model)
+    served = ServedModel(artefact, StepEngine(artefact, "cpu"))
+    layout = RowLayout(len(artefact.actions), artefact.state_width, artefact.window)
+    silences_s = np.random.default_rng(bed.sizes.seed).integers(DAY_S, 90 * DAY_S, count)
+    tell(f"timers: arming {count}")
+    store = Store(bed.folder / "timers", timer_of)
+    store.open()
+    began_s = time.perf_counter()
+    arm(store, layout, int(artefact.fingerprint), silences_s)
+    armed_s = time.perf_counter() - began_s
+    index_bytes = bytes_of_index(bed.folder / "index", silences_s)
+    stage, log = partition(bed.settings_of("timers"), served, store)
+    stage.pass_time(BEGAN_MS + 91 * DAY_S * 1000)
+    tell("timers: all of them are due")
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    while stage.due():
+        asyncio.run(stage.micro_batch(()))
+    seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    if log.messages != count:
+        raise BenchFailed(f"{log.messages} alerts were made of {count} timers.")
+    store.close()
+    figures = {"timers_fired_per_s": count / seconds, "timer_bytes": index_bytes / count}
+    table(
+        f"{count} armed timers of one partition, all due at once, without the transaction",
+        ("what", "value"),
+        [
+            ("seconds to arm them, with their rows", armed_s),
+            ("alerts a second", figures["timers_fired_per_s"]),
+            ("CPU microseconds an alert", cpu_s / count * 1e6),
+            ("bytes of a timer on disk", figures["timer_bytes"]),
+            ("bytes of an alert", log.value_bytes / count),
+            *((f"wall microseconds an alert, {step}", s / count * 1e6) for step, s in stage.spent_s.items()),
+        ],
+    )
+    return figures
+
+
+def arm(store: Store, layout: RowLayout, fingerprint: int, silences_s: np.ndarray) -> None:
+    """Write a row for each silence, with states and windows that do not compress."""
+    rng = np.random.default_rng(0)
+    rows = layout.blank(AT_ONCE)
+    for name in rows.dtype.names or ():
+        if name.startswith(("state", "w_", "ring")) and name not in ("state_width", "ring_next"):
+            drawn = np.frombuffer(rng.bytes(rows[name].nbytes), np.uint8)
+            rows[name] = np.ascontiguousarray(drawn).view(rows[name].dtype.base).reshape(rows[name].shape)
+    rows["state"] = rng.uniform(-1, 1, rows["state"].shape)
+    rows["w_log_gap"], rows["w_action"] = 1, 0
+    rows["w_log_price"] = 1
+    rows["fingerprint"], rows["window_count"], rows["life_events"] = fingerprint, 1, 1
+    rows["last_ms"] = rows["first_ms"] = BEGAN_MS
+    rows["return_millionths"] = 400_000
+    for start in range(0, len(silences_s), AT_ONCE):
+        mine = silences_s[start : start + AT_ONCE]
+        keys = [b"u%07d" % (start + number) for number in range(len(mine))]
+        some = rows[: len(mine)]
+        some["silence_s"], some["position"] = mine, np.arange(start, start + len(mine))
+        written = list(zip(keys, layout.pack(some), strict=True))
+        store.apply(written, start + len(mine), CHANGELOG_ID, 0, dict.fromkeys(keys))
+
+
+def bytes_of_index(folder: Path, silences_s: np.ndarray) -> int:
+    """A store of the timers alone, without the rows that they are made of."""
+    store = Store(folder)
+    store.open()
+    for start in range(0, len(silences_s), AT_ONCE):
+        mine = silences_s[start : start + AT_ONCE].tolist()
+        timers = [
+            timer_key(BEGAN_MS + silence_s * 1000, b"u%07d" % (start + number))
+            for number, silence_s in enumerate(mine)
+        ]
+        store.apply([(timer, b"") for timer in timers], start, CHANGELOG_ID, 0)
+    store.close(tidy=True)
+    return disk_bytes(folder)
+
+
+def partition(settings: Settings, served: ServedModel, store: Store) -> tuple[Stage[object], CountingLog]:
+    """The nine steps over the store, with the clicks stage's own work."""
+    rounds = clicks_rounds(settings, lambda: served, topic="clicks", topic_id=bytes(16))
+
+    async def score(request: ClicksRequest) -> Rendered:
+        folded = rounds.fold([request])
+        return rounds.render(folded, rounds.step(folded))[0]
+
+    work = clicks_work(
+        settings,
+        topic="clicks",
+        topic_id=bytes(16),
+        partition=0,
+        score=score,
+        timers=PartitionTimers(store, BEGAN_MS),
+    )
+    log = CountingLog()
+    return Stage(work, log, store, lambda: BEGAN_MS, 0, bytes(16), CHANGELOG_ID), log

@@ -112,6 +112,7 @@ class _Event:
         # Of a user without events they are the shop's shares, then the user's own by and by.
         life = _smoothed(columns["action_life"], columns["life_events"], spec.action_share)
         next_ = _smoothed(followed, followed.sum(axis=1), life)
+        self.category_run, self.category_share = _category_counts(columns["window_category"])
         self.habit, self.next_habit = life / spec.action_share, next_ / spec.action_share
 
 
@@ -148,6 +149,18 @@ def _window_counts(window: _Window, n_actions: int) -> tuple[NDArray[np.float32]
     share += followed
     share /= np.minimum(window.count_N, np.uint8(WINDOW - 1))
     return followed.T, share.T
+
+
+def _category_counts(window_NW: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """How many of the last events in a row had the newest one's category, and its share of the whole window.
+
+    Both are 0 for an event without category.
+    """
+    same_NW = (window_NW == window_NW[:, -1:]) & (window_NW[:, -1:] != 0)
+    other_NW = ~same_NW[:, ::-1]
+    run_N = np.where(other_NW.any(axis=1), other_NW.argmax(axis=1), window_NW.shape[1])
+    share_N = same_NW.sum(axis=1, dtype=np.float32) / np.float32(window_NW.shape[1])
+    return run_N, share_N
 
 
 def _smoothed(count_NA: NDArray, total_N: NDArray, prior_NA: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -204,6 +217,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("new_session", "flag", "new_session", "-", lambda e: e.columns["new_session"]),
     Feature("repeat_item", "flag", "repeat_item", "0", lambda e: e.columns["repeat_item"]),
     Feature("repeat_category", "flag", "repeat_category", "0", lambda e: e.columns["repeat_category"]),
+    Feature("category_run", "log(1 + events)", "window_category", "0", lambda e: e.category_run, "log1p"),
+    Feature("category_share", "share of 32 events", "window_category", "0", lambda e: e.category_share),
     Feature("window_actions", "share an action", "window_action", "-", lambda e: e.window_share, width=-1),
     Feature("habit", "log share an action, against the shop's", "action_life", "-",
             lambda e: e.habit, "log", width=-1, one_scale=True),

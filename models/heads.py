@@ -1,7 +1,8 @@
 """From the hidden state to four answers: what next, of which category, when, and will it end in a purchase.
 
 The answer to "which category" mixes a softmax over the frequent categories with a pointer over the user's last
-32 events, because people return to what they looked at; so a category that no training user saw can be named too.
+32 events and a few categories from before them (``models.older``), because people return to what they looked at; so a
+category that no training user saw can be named too.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.columns import WINDOW
+from models.older import OLDER
 from models.related import RelatedCategories
 
 COMPONENTS = 3
+# What the pointer points at: older categories, then the window, newest last.
+SLOTS = OLDER + WINDOW
 _MIN_SIGMA = 0.05
 _LOG_2PI = log(2 * pi)
 
@@ -26,8 +30,8 @@ _LOG_2PI = log(2 * pi)
 class SmallHeads:
     """What the small heads say of N states.
 
-    ``action_NA``, ``purchase_N`` and ``slot_NW`` (of the pointer, newest slot last; -1e9 where the slot holds no
-    category) are logits; ``share_N`` is the pointer's share, 0 if the window holds no category.
+    ``action_NA``, ``purchase_N`` and ``slot_NW`` (of the pointer's ``SLOTS``, newest last; -1e9 where one holds no
+    category) are logits; ``share_N`` is the pointer's share, 0 if no slot holds a category.
     """
 
     action_NA: Tensor
@@ -47,7 +51,8 @@ class Heads(nn.Module):
         super().__init__()
         self.n_actions = n_actions
         gap = slice(n_actions, n_actions + 3 * COMPONENTS)
-        self.small = nn.Linear(read_width, gap.stop + 2 + WINDOW)
+        self.purchase_at = gap.stop  # its row in ``small``; those of the pointer's share and slots follow
+        self.small = nn.Linear(read_width, gap.stop + 2 + SLOTS)
         self.category = nn.Linear(read_width, n_categories + 1)
         self.content = nn.Parameter(torch.tensor(0.5))
         self.related = nn.Parameter(torch.tensor(1.0))
@@ -59,7 +64,7 @@ class Heads(nn.Module):
             self.small.weight[:n_actions, :n_actions] = torch.eye(n_actions)
             self.small.weight[gap.stop, n_actions] = 1.0
             # A newer event is likelier to be returned to, about as one over its place.
-            self.small.bias[-WINDOW:] = -1.1 * torch.arange(WINDOW - 1.0, -1.0, -1.0).log1p()
+            self.small.bias[-SLOTS:] = -1.1 * torch.arange(SLOTS - 1.0, -1.0, -1.0).log1p()
             self.small.bias[gap] = torch.tensor([0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0])
 
     def read(self, small_NK: Tensor, held_NW: Tensor, any_held_N: Tensor) -> SmallHeads:
@@ -67,10 +72,10 @@ class Heads(nn.Module):
 
         Args:
             small_NK: output of ``small``; further columns are ignored.
-            held_NW: bool, false for an empty slot of the window or an event without category.
-            any_held_N: bool, whether a window holds any category.
+            held_NW: bool, false for an empty slot or an event without category.
+            any_held_N: bool, whether a slot holds any category.
         """
-        A, G = self.n_actions, self.n_actions + 3 * COMPONENTS
+        A, G = self.n_actions, self.purchase_at
         # Contiguous: a vectorised function may round the last elements of a strided row otherwise.
         parts = small_NK[:, A : G + 2].t().contiguous()
         return SmallHeads(
@@ -78,7 +83,7 @@ class Heads(nn.Module):
             gap=GapMixture.of(*parts[:-2].chunk(3)),
             purchase_N=parts[-2],
             share_N=torch.sigmoid(parts[-1]) * any_held_N,
-            slot_NW=torch.where(held_NW, small_NK[:, G + 2 : G + 2 + WINDOW], -1e9),
+            slot_NW=torch.where(held_NW, small_NK[:, G + 2 : G + 2 + SLOTS], -1e9),
         )
 
     def begin_from(self, related: RelatedCategories) -> None:
@@ -88,15 +93,21 @@ class Heads(nn.Module):
             self.log_lift[:] = torch.from_numpy(related.log_lift)
 
     def mix(
-        self, category_NV: Tensor, slot_NW: Tensor, index_NW: Tensor, lift_NV: Tensor | None = None
+        self,
+        category_NV: Tensor,
+        slot_NW: Tensor,
+        index_NW: Tensor,
+        lift_NV: Tensor | None = None,
+        sharpness: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Two answers to "which category": of the vocabulary, and of the pointer over the window.
+        """Two answers to "which category": of the vocabulary, and of the pointer over its slots.
 
         Args:
             category_NV: logits of the vocabulary, index 0 = unseen, but for what the newest category lifts.
             slot_NW: of ``read``.
-            index_NW: vocabulary index of each window slot, 0 = unseen.
+            index_NW: vocabulary index of each slot, 0 = unseen.
             lift_NV: how much likelier each category is after the newest one; the model's own table without it.
+            sharpness: one factor for the logits of both, 1 without it.
 
         Returns:
             vocabulary_NV and pointer_NW, each row summing to 1. The probability of a category is
@@ -106,8 +117,10 @@ class Heads(nn.Module):
             lift_NV = self.log_lift.index_select(0, index_NW[:, -1])
         lift_NV = nn.functional.pad(lift_NV * self.related, (0, category_NV.shape[1] - lift_NV.shape[1]))
         category_NV = category_NV + lift_NV
-        content = category_NV.gather(1, index_NW) * self.content
-        return torch.softmax(category_NV, dim=1), torch.softmax(content + slot_NW, dim=1)
+        pointer_NW = category_NV.gather(1, index_NW) * self.content + slot_NW
+        if sharpness is not None:
+            category_NV, pointer_NW = sharpness * category_NV, sharpness * pointer_NW
+        return torch.softmax(category_NV, dim=1), torch.softmax(pointer_NW, dim=1)
 
 
 @dataclass(frozen=True)

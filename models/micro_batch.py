@@ -17,11 +17,12 @@ from scipy.special import expit
 from torch import Tensor
 
 from models.anomaly import predictability_statistics
-from models.columns import WINDOW, Columns
+from models.columns import Columns
 from models.errors import NotFinite
 from models.features import inputs, padded_rows
-from models.heads import COMPONENTS, GapMixture
+from models.heads import COMPONENTS, SLOTS, GapMixture
 from models.networks.trunk import HALF_MAX
+from models.older import OLDER, forgotten, remember
 from models.prepared import KEY_BITS, PreparedNetwork
 from models.return_odds import user_numbers
 
@@ -162,7 +163,7 @@ class MicroBatch:
     def _advance(self) -> None:
         """The recurrence, wave by wave; each state is cast before anything reads it."""
         trunk, S, D = self.prepared.trunk, self.artefact.state_width, self.prepared.shortcut_width
-        fake_order, E = self.network.fake_order, self.network.trunk_end
+        fake_order, E, F = self.network.fake_order, self.network.trunk_end, self.network.older_end
         source = torch.zeros(self.P, dtype=torch.int64)
         source[self.place] = torch.arange(self.M)
         previous = torch.zeros(self.P, dtype=torch.int64)
@@ -188,11 +189,44 @@ class MicroBatch:
                 if fake_order is not None:
                     q, known = (part.index_select(0, source[tile]) for part in quantities)
                     action = made.action_NL[:, 0].index_select(0, source[tile])
-                    fake_order.statistics.advance(q, known, action, old[:, E:], new[:, E:])
+                    fake_order.statistics.advance(q, known, action, old[:, F:], new[:, F:])
             start = end
         if not torch.isfinite(finite):
             raise NotFinite(self._describe_not_finite(states))
+        self.older = self._older()
+        states[self.B :, E:F] = torch.from_numpy(self.older[self.B :].astype(np.float16)).to(self.device)
         self.states = states
+
+    def _older(self) -> NDArray[np.int64]:
+        """The older categories of every state, those before the batch first, (B + P, OLDER)."""
+        categories, columns = self.artefact.categories, self.columns
+        older = np.zeros((self.B + self.P, OLDER), np.int64)
+        # A state that is no number is found out elsewhere.
+        older[: self.B] = np.nan_to_num(self.state[:, self.network.trunk_end : self.network.older_end]).clip(
+            0, len(categories)
+        )
+        first = columns["wave"] == 0
+        oldest = self.window_category[columns["row"], 0]
+        in_batch = np.flatnonzero(~first)
+        event_at = np.zeros(self.P, np.int64)
+        event_at[self.place] = np.arange(self.M)
+        oldest[in_batch] = columns["window_category"][event_at[self.before[in_batch] - self.B], 0]
+        left = forgotten(columns, oldest, categories)
+        entered = categories.index_of(columns["category"]).astype(np.int64)
+        if not left.any() and not older.any():
+            return older  # as when states are rebuilt: no window is outgrown
+        order = np.argsort(columns["wave"], kind="stable")
+        start = 0
+        for end in np.cumsum(np.bincount(columns["wave"])).tolist():
+            event = order[start:end]
+            before = older[self.before[event]]
+            changed = (left[event] != 0) | ((before == entered[event, None]) & (before != 0)).any(axis=1)
+            if changed.any():
+                at = event[changed]
+                before[changed] = remember(before[changed], left[at], entered[at])
+            older[self.B + self.place[event]] = before
+            start = end
+        return older
 
     def _describe_not_finite(self, states: Tensor) -> str:
         # A state row holds no infinity: it was clamped to the greatest number.
@@ -207,15 +241,13 @@ class MicroBatch:
 
     def _answer(self) -> StepResult:
         """Heads on every state once: before the batch (what its first event is measured by) and after each event."""
-        columns, heads, R = self.columns, self.network.heads, self.prepared.read_width
+        heads, R = self.network.heads, self.prepared.read_width
         rows, events = padded_rows(self.B), padded_rows(self.M)
         slots = np.zeros(rows + events, np.int64)
         slots[: self.B], slots[rows : rows + self.M] = np.arange(self.B), self.B + self.place
         next_event = self._next_events(rows, events)
         target = self._targets(np.maximum(next_event, 0))
-        codes = np.zeros((rows + events, WINDOW), np.uint32)
-        codes[: self.B], codes[rows : rows + self.M] = self.window_category, columns["window_category"]
-        index = self.artefact.categories.index_of(codes)
+        codes, index = self._slots_of(slots, rows, events)
         index_SW, codes_SW = self.tensor(index), self.tensor(codes.view(np.int32))
         slots_S, held = self.tensor(slots), codes != 0
         read_SR = torch.empty(rows + events, R, device=self.device)
@@ -223,7 +255,7 @@ class MicroBatch:
         for tile in self.prepared.tiled(0, rows + events):
             read_SR[tile] = self.states.index_select(0, slots_S[tile])[:, :R]
             self.prepared.small_heads(read_SR[tile], small_SK[tile])
-        any_held = np.packbits(held).view(np.uint32) != 0  # 32 flags a row at once
+        any_held = held.any(axis=1)
         out = heads.read(small_SK, self.tensor(held), self.tensor(any_held))
         log_action = torch.log_softmax(out.action_NA, dim=1)
 
@@ -259,7 +291,7 @@ class MicroBatch:
             torch.stack(terms),
             torch.stack(answers),
             torch.exp(log_action)[rows:],
-            self._read(best[: self.M], codes[rows : rows + self.M]),
+            self._read(best[: self.M], codes[rows : rows + self.M, OLDER:]),
             gap,
         )
 
@@ -273,7 +305,7 @@ class MicroBatch:
         slots[: self.M] = self.B + self.place
         slots_S, log_odds = self.tensor(slots), torch.empty(events, device=self.device)
         for tile in self.prepared.tiled(0, events):
-            state = self.states.index_select(0, slots_S[tile])[:, self.network.trunk_end :]
+            state = self.states.index_select(0, slots_S[tile])[:, self.network.older_end :]
             log_odds[tile] = head.forest(
                 head.inputs(self.made.x_NF[tile], self.made.action_NL[tile, 0], state)
             )
@@ -283,6 +315,20 @@ class MicroBatch:
             probability = torch.sigmoid(log_odds * calibration.slope + calibration.intercept)
         both: NDArray[np.float32] = torch.stack([score, probability], dim=1).cpu().numpy()[: self.M]
         return both
+
+    def _slots_of(
+        self, slots: NDArray[np.int64], rows: int, events: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+        """Codes and vocabulary indices of what the pointer may point at: older categories, then the window."""
+        categories = self.artefact.categories
+        codes = np.zeros((rows + events, SLOTS), np.uint32)
+        window = codes[:, OLDER:]
+        window[: self.B], window[rows : rows + self.M] = self.window_category, self.columns["window_category"]
+        index = np.empty(codes.shape, np.int32)
+        index[:, OLDER:] = categories.index_of(window)
+        index[:, :OLDER] = self.older[slots]
+        codes[:, :OLDER] = np.append(np.uint32(0), categories.codes)[index[:, :OLDER]]
+        return codes, index
 
     def _parts(self, rows: int, events: int) -> Iterator[tuple[slice | None, slice]]:
         """Tiles of states: of rows (no answer wanted), then of events, with their place among the events."""
@@ -316,14 +362,14 @@ class MicroBatch:
 
         Equal codes outside the vocabulary share the column of their first slot.
         """
-        unseen = (index == 0) & (codes != 0)
-        odd = np.flatnonzero(np.packbits(unseen).view(np.uint32))
+        window, unseen = codes[:, OLDER:], (index[:, OLDER:] == 0) & (codes[:, OLDER:] != 0)
+        odd = np.flatnonzero(np.packbits(unseen).view(np.uint32))  # 32 flags a row at once
         if not len(odd):
             return self.tensor(index)
         column = index.copy()
-        same = codes[odd, :, None] == codes[odd, None, :]
+        same = window[odd, :, None] == window[odd, None, :]
         first = 1 + len(self.artefact.categories) + same.argmax(axis=2)
-        column[odd] = np.where(unseen[odd], first, index[odd])
+        column[odd, OLDER:] = np.where(unseen[odd], first, index[odd, OLDER:])
         return self.tensor(column)
 
     def _best(self, vocabulary: Tensor, pointer: Tensor, column_NW: Tensor) -> NDArray[np.int32]:
@@ -343,7 +389,7 @@ class MicroBatch:
     def _read(
         self, best: NDArray[np.int32], codes: NDArray[np.uint32]
     ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-        """Category codes and probabilities out of what ``_best`` packed."""
+        """Category codes and probabilities out of what ``_best`` packed; ``codes`` of the window."""
         micro = best >> KEY_BITS
         place = (len(self.prepared.rank_V) - 1) - (best & ((1 << KEY_BITS) - 1))
         known = 1 + len(self.artefact.categories)

@@ -1,7 +1,8 @@
 """The whole network: embeddings, a trunk that carries state, heads on its hidden part and on a shortcut past it.
 
 The state of a user begins with A + 1 logits that are linear in the last event's numbers, of the next action and of a
-purchase; then comes the trunk's state. The heads read the first A + 1 + H of its numbers. The logits begin as a Markov
+purchase; then comes the trunk's state, and the places of ``models.older``. The heads read the first A + 1 + H of its
+numbers. The logits begin as a Markov
 chain of the user's own, made of smoothed log counts, and the trunk learns only what a linear model misses.
 
 Source: wide and deep parts trained together (Cheng et al. 2016).
@@ -33,6 +34,7 @@ from models.networks.lstm import LSTM
 from models.networks.mlp import MLP
 from models.networks.transformer import Transformer
 from models.networks.trunk import MOST_STATE_BYTES, Trunk
+from models.older import OLDER
 
 TRUNKS: dict[str, type[Trunk]] = {
     "linear": Linear,
@@ -96,8 +98,9 @@ class Network(nn.Module):
         self.trunk = TRUNKS[a.kind](width, a.hidden)
         self.shortcut_width = a.n_actions + 1
         self.read_width = self.shortcut_width + a.hidden
-        #: Where the trunk's part of the state ends.
-        self.trunk_end = self.state_width = self.shortcut_width + self.trunk.state_width
+        #: Where the trunk's part of the state ends, and where that of the older categories does.
+        self.trunk_end = self.shortcut_width + self.trunk.state_width
+        self.older_end = self.state_width = self.trunk_end + OLDER
         self.direct = nn.Parameter(torch.zeros(self.shortcut_width, width))
         self.habit_weight = nn.Parameter(torch.zeros(len(HABITS)))
         self.fake_order: FakeOrder | None = None
@@ -107,14 +110,14 @@ class Network(nn.Module):
         self.heads = Heads(self.shortcut_width, self.read_width, a.n_actions, a.n_categories)
 
     def attach(self, fake_order: FakeOrder) -> None:
-        """Take a supervised head, whose part of the state follows the trunk's.
+        """Take a supervised head, whose part of the state follows all others.
 
         Raises:
             ArtefactError: the state gets too wide for a row.
         """
         self.fake_order = fake_order
         self.architecture = replace(self.architecture, fake_order_trees=fake_order.forest.trees)
-        self.state_width = self.trunk_end + fake_order.state_width
+        self.state_width = self.older_end + fake_order.state_width
         self._refuse_wide_state()
 
     def _refuse_wide_state(self) -> None:
@@ -158,7 +161,8 @@ class Network(nn.Module):
                 advanced: it learns nothing here.
 
         Returns:
-            What the heads read after each event, T x B x (A + 1 + H), and the last state, B x S.
+            What the heads read after each event, T x B x (A + 1 + H), and the last state, B x S, whose older categories
+            are those from before: the histories that training goes through know them.
         """
         x_TBF = self.embed(inputs_TB).unflatten(0, (-1, users))
         shortcut_TBD = nn.functional.linear(x_TBF, self.shortcut_weight())

@@ -41,7 +41,7 @@ from models.network import Architecture, Network
 from models.return_odds import ReturnOdds
 from models.vocabulary import DEFAULT_ACTIONS, ActionVocabulary, CategoryVocabulary
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 DEFAULT_CHURN_HORIZON_S = 2_592_000.0

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.columns import Columns
 from models.features import HASH_BUCKETS, ITEM_UNSEEN, FeatureSpec, Inputs, inputs
 from models.network import Network
+from models.older import older_before
 from models.teaching import Teaching
 from models.training_log import targets_of, windows_before
 
@@ -32,9 +33,10 @@ class Sequences:
 
     ``inputs``: scaled features. ``bucket_N``: embedding index of the event's category if it were not frequent.
     ``action_N``, ``code_N`` and ``index_N`` (category code, 0 = missing, and vocabulary index, 0 = unseen): of the
-    event itself, the answers to predictions made before it. ``codes_before_NW`` and ``index_before_NW``: the window
-    before the event. ``lift_LV`` and ``lift_N``: how much likelier each category is after the newest one, a row of the
-    table for each event. The others are of ``models.training_log.Targets``, the answers to predictions made after it.
+    event itself, the answers to predictions made before it. ``codes_before_NW`` and ``index_before_NW``: what the
+    pointer may point at before the event, older categories and the window. ``lift_LV`` and ``lift_N``: how much
+    likelier each category is after the newest one, a row of the table for each event. The others are of
+    ``models.training_log.Targets``, the answers to predictions made after it.
     ``soft_action_NA`` and ``soft_purchase_N``: what teachers say, if there are any.
     """
 
@@ -111,8 +113,11 @@ def sequences_of(
         log_lift_FVV: of ``models.related``, a table for each of F parts of the users, counted without them.
     """
     target = targets_of(columns, purchase_code)
-    before = windows_before(columns)
     index = spec.categories.index_of
+    older = older_before(columns, spec.categories)
+    # Index 0 has no code.
+    codes = np.append(np.uint32(0), spec.categories.codes)
+    before = np.concatenate([codes[older], windows_before(columns)], axis=1)
     first = np.flatnonzero(columns["wave"] == 0)
     hashed = len(spec.categories) + 1 + (columns["category"] % HASH_BUCKETS).astype(np.int64)
     tensor = torch.from_numpy

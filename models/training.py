@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import calibration
 from models.anomaly import Reference
 from models.baselines import unigram
+from models.calibration import calibrate
 from models.checkpoint import Checkpoint
 from models.columns import Columns
 from models.errors import TrainingError
@@ -40,7 +40,7 @@ from models.registry import (
 from models.related import lifts_without_own, related_categories
 from models.return_odds import fit_return_odds
 from models.runtime import StepEngine, StepResult
-from models.sequences import Sequences, chunks_of, readings, sequences_of
+from models.sequences import sequences_of
 from models.split import Split, scored_events, split_of
 from models.teaching import Teaching, best_mixture, teach
 from models.training_log import (
@@ -164,7 +164,7 @@ def train(
         fitting.save(checkpoint)
     network.load_state_dict(fitting.best_weights)
     network.eval()
-    divisor = _calibrate(network, tuning)
+    calibrated = calibrate(network, tuning)
     network.to("cpu")
     fake_order = _fake_order(log, bounds, split_time_ms, spec, seed, least_labels)
     if fake_order is not None:
@@ -205,10 +205,7 @@ def train(
         reference,
         churn_horizon_s=churn_horizon_s,
         longest_gap_s=longest_gap_s,
-        calibration={
-            "next_action": {"method": "temperature, in the weights", "value": round(divisor, 4)},
-            **({} if fake_order is None else {"fake_order": fake_order.described}),
-        },
+        calibration=calibrated | ({} if fake_order is None else {"fake_order": fake_order.described}),
         training=training,
     )
     # The log's own clock ends where the test begins: no answer comes from there.
@@ -291,21 +288,6 @@ def fit_features(log: TrainingLog, fit: Columns) -> FeatureSpec:
             at = numbers_of(feature.name, n_actions)
             mean[at], sd[at] = 0.0, x_NF[:, at].square().mean().sqrt().clamp_min(1e-3)
     return replace(spec, mean=mean.numpy(), sd=sd.numpy())
-
-
-@torch.no_grad()
-def _calibrate(network: Network, tune: Sequences) -> float:
-    """Fit the temperature of the next action on the tuning users' later events, and apply it."""
-    later_N = torch.ones_like(tune.action_N, dtype=torch.bool)
-    later_N[torch.from_numpy(tune.first).to(later_N.device)] = False
-    logits, actions = [], []
-    for reading in readings(network, tune, chunks_of(tune, None)):
-        held = later_N[reading.event_N]
-        logits.append(network.heads.small(reading.before_NR[held])[:, : network.heads.n_actions])
-        actions.append(tune.action_N[reading.event_N[held]])
-    divisor = calibration.temperature(torch.cat(logits).cpu(), torch.cat(actions).cpu())
-    calibration.apply(network, divisor)
-    return divisor
 
 
 def _measure(artefact: Artefact, split: Split) -> dict[str, Any]:

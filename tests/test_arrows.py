@@ -31,6 +31,7 @@ PURE = [
     Path("stream/idle_partitions.py"),
     Path("models/churn.py"),
     Path("models/return_odds.py"),
+    Path("models/older.py"),
     Path("stream/alerts.py"),
     Path("stream/alert_calibration.py"),
     Path("stream/label_join.py"),

@@ -116,12 +116,15 @@ class Answers:
             estimates.append(self.resamples.mean("log_likelihood", -nats_N[at + 1].astype(np.float64), user))
         return estimates
 
-    def next_category(self, code_NK: NDArray) -> list[Estimate]:
-        """See ``measures.next_category``."""
+    def next_category(self, code_NK: NDArray, p_NK: NDArray | None = None) -> list[Estimate]:
+        """See ``measures.next_category``; with probabilities also the calibration error of the likeliest."""
         at = self.at["next_category"]
-        return measures.next_category(
-            code_NK[at], self.columns["category"][at], self.user_N[at], self.resamples
-        )
+        code, user = self.columns["category"][at], self.user_N[at]
+        estimates = measures.next_category(code_NK[at], code, user, self.resamples)
+        if p_NK is not None:
+            hit = code_NK[at, 0] == code
+            estimates.append(measures.calibration_error("ece", p_NK[at, 0], hit, user, self.resamples))
+        return estimates
 
     # ------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class Answers:
             return self.purchase(made.purchase, threshold)
         if head == "gap":
             return self.gap(made.gap_s, made.gap_nats)
-        return self.next_category(made.next_category)
+        return self.next_category(made.next_category, made.next_category_probability)
 
     def of_baseline(self, head: str, predicted: NDArray) -> list[Estimate]:
         """The estimates of a simple method for one head."""

@@ -28,13 +28,14 @@ KEPT_BY_EVENT = (
 class Predictions:
     """N events, each measured against what really came.
 
-    ``next_action`` (N, A) and ``next_category`` (N, 20) were made before the event, by the user's earlier ones
-    (zeros for a user's first); ``purchase`` (N,) and ``gap_s`` (N,) are made after it. ``gap_nats`` (N,): of the gap
-    before the event, under the prediction made before it.
+    ``next_action`` (N, A) and ``next_category`` (N, 20), with its probabilities, were made before the event, by the
+    user's earlier ones (zeros for a user's first); ``purchase`` (N,) and ``gap_s`` (N,) are made after it.
+    ``gap_nats`` (N,): of the gap before the event, under the prediction made before it.
     """
 
     next_action: NDArray[np.float32]
     next_category: NDArray[np.uint32]
+    next_category_probability: NDArray[np.float32]
     purchase: NDArray[np.float32]
     gap_s: NDArray[np.float32]
     gap_nats: NDArray[np.float32]
@@ -79,6 +80,7 @@ def of_events(result: dict[str, NDArray], columns: Columns) -> Predictions:
     return Predictions(
         next_action=at_lag(result["next_action"], columns, 1, 0),
         next_category=at_lag(result["top_category"], columns, 1, 0),
+        next_category_probability=at_lag(result["top_category_probability"], columns, 1, 0),
         purchase=result["purchase_probability"],
         gap_s=result["median_gap_s"],
         gap_nats=result["terms"][:, 2],

@@ -111,6 +111,8 @@ def test_what_an_event_does_not_tell_has_the_table_s_default(spec):
         "new_session": [1.0],
         "repeat_item": [0.0],
         "repeat_category": [0.0],
+        "category_run": [0.0],
+        "category_share": [0.0],
         "window_actions": alone,
         "habit": habit,
         "next_habit": habit,
@@ -121,6 +123,22 @@ def test_what_an_event_does_not_tell_has_the_table_s_default(spec):
     assert made.x_NF[0].tolist() == pytest.approx([n for numbers in expected.values() for n in numbers])
     assert made.action_NL[0].tolist() == [other] + [other + 1] * 4
     assert (made.category_N[0], made.item_N[0]) == (0, 0)
+
+
+def test_staying_with_a_category_is_counted(spec):
+    """How many of the last events in a row had it, and how much of the window: also beyond what the window holds."""
+    names = ["c1", "c2", "c1", "c1", None, "c1", *["c3"] * 40]
+    events = [
+        {"time_ms": 1000 * turn, "action": "view", "category": name, "item": None, "price": None}
+        for turn, name in enumerate(names)
+    ]
+    columns = synthetic.columns_of([events])
+    runs, shares = [1, 1, 1, 2, 0, 1, 1, 2, 3], [1, 1, 2, 3, 0, 4, 1, 2, 3]
+    for event, (run, share) in enumerate(zip(runs, shares, strict=True)):
+        assert value(columns, spec, event, "category_run") == pytest.approx(log(1 + run), rel=1e-6)
+        assert value(columns, spec, event, "category_share") == share / 32
+    assert value(columns, spec, 45, "category_run") == pytest.approx(log(33), rel=1e-6)
+    assert value(columns, spec, 45, "category_share") == 1
 
 
 def test_hours_are_the_shop_s(spec):
@@ -248,4 +266,4 @@ def test_the_table_says_what_is_missing():
         "dwell_s"
     ]
     assert missing_features([{"name": "price", "version": 2}]) == ["price"]
-    assert numeric_width(11) == 80
+    assert numeric_width(11) == 82

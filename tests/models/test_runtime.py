@@ -11,6 +11,7 @@ import torch
 from models.columns import WINDOW, take
 from models.errors import ModelError, NotFinite
 from models.features import inputs
+from models.heads import SLOTS
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
 from models.vocabulary import code_of
@@ -155,7 +156,7 @@ def test_gap_term_is_the_density_whose_tail_is_churn(engine, columns):
         small = engine.prepared.network.heads.small(
             torch.from_numpy(shop.state[:64, : engine.prepared.read_width]).float()
         )
-        nothing = torch.zeros(64, WINDOW, dtype=torch.bool)
+        nothing = torch.zeros(64, SLOTS, dtype=torch.bool)
         gap = engine.prepared.network.heads.read(small, nothing, nothing[:, 0]).gap
         edges = torch.linspace(1e-4, 25, 20_000)
         density = torch.stack(

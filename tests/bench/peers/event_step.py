@@ -1,7 +1,7 @@
 """One event through the model, with the user's row as bytes before and after: what every peer's function calls.
 
 Quix Streams, Bytewax and PyFlink run this, and the stock Faust agent the same steps; only what is around it differs.
-It needs torch, numpy, msgspec, xxhash and safetensors, and nothing of the pipeline.
+It needs torch, numpy, scipy, msgspec, xxhash and safetensors, and nothing of the pipeline.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from stream.stage import Message
 MAX_BATCH_BYTES = 1_000_000  # under the broker's default message.max.bytes
 PAUSE_S = 0.005  # after "the transaction before is still being ended": a few milliseconds
 LONG_PAUSE_S = 0.05  # after anything that takes an election
+METADATA_S = 2.0
 SEQUENCES = 2**31
 
 # Kafka's error codes, https://kafka.apache.org/protocol#protocol_error_codes
@@ -115,12 +116,15 @@ class Transactions:
         """Fence: from here on the broker refuses whoever wrote under this id before.
 
         Raises:
-            TimeoutError: the coordinator was still ending the predecessor's transaction.
+            TimeoutError: no broker, or the coordinator was still ending the predecessor's transaction.
         """
+        # The whole of it is bounded: aiokafka's wait for metadata never returns if its own task has died meanwhile.
+        await asyncio.wait_for(self._start(time.monotonic() + timeout_s), timeout_s)
+
+    async def _start(self, deadline_s: float) -> None:
         self._client = AIOKafkaClient(**(self._options | {"client_id": self._id, "retry_backoff_ms": 20}))
         await self._client.bootstrap()
         await self._client.set_topics(self._topics)
-        deadline_s = time.monotonic() + timeout_s
         node = self._client.get_random_node()
         found = await self._client.send(node, wire.features())
         self.version = min(self._newest, max(1, found.get("transaction.version", 1)))
@@ -345,9 +349,9 @@ class Transactions:
             )
         await asyncio.sleep(pause_s)
         if moved:
-            # brokers that were added or came back under another address
-            with contextlib.suppress(KafkaError, OSError):
-                await self._client.force_metadata_update()
+            # Brokers that were added or came back under another address; the deadline is ours, not aiokafka's.
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(self._client.force_metadata_update(), METADATA_S)
 
 
 def _repeated(place: tuple[str, int]) -> BrokenInvariant:

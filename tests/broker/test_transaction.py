@@ -217,6 +217,24 @@ def test_a_partition_that_is_not_there_is_given_up_at_the_deadline(broker: Broke
     run(work)
 
 
+def test_metadata_that_never_come_do_not_hold_the_fence_for_ever(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose own task died while a broker was restarted waits for ever; the process must end instead."""
+
+    async def work() -> None:
+        monkeypatch.setattr(
+            "aiokafka.client.AIOKafkaClient.set_topics",
+            lambda self, topics: asyncio.get_running_loop().create_future(),
+        )
+        mine = writer(broker, topic)
+        with pytest.raises(TimeoutError):
+            await mine.start(1.0)
+        await mine.stop()
+
+    run(work)
+
+
 def test_lengths_and_texts_read_back_as_they_were_written() -> None:
     """The compact encoding (KIP-482): n + 1 in seven bits a byte, lowest first."""
     assert varint(0) == b"\x00"

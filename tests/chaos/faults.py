@@ -233,6 +233,8 @@ class Faults:
             self._fleet.held.discard(name)
         if worker.running:
             return False  # it had nothing to write
+        if worker.process.returncode == 0:
+            return False  # it was told to stop before, and had room enough for that
         said = last_words(worker)
         if not (said.startswith(("StoreError:", "injected exit")) or "taken over" in said):
             self.unclear.append(f"full disk: {name} ended with {worker.process.returncode}: {said[:300]}")

@@ -302,7 +302,14 @@ class ClicksRounds:
 
         offset = np.concatenate([request.decoded.offsets for request in folded.requests])[applied]
         said, missed = fold_silences(
-            folded.rows, folded.last_ms, folded.position, columns, offset, parts, deadlines
+            folded.rows,
+            folded.last_ms,
+            folded.position,
+            columns,
+            folded.folded.last_ms,
+            offset,
+            parts,
+            deadlines,
         )
         return [
             list(zip([one.kind for one in some], renderer.messages(some, request.partition), strict=True))

@@ -74,12 +74,14 @@ class Folded:
             since the last of each action, `NEVER_S` if never), `repeat_item` and `repeat_category` (whether
             it stands in the window), `gap_ms` (-1 for the user's first event, 0 for a late one). After it:
             all others. `wave` is the rank among the user's applied events of this call.
+        last_ms: int64 (M,), the user's last time after the event; a late one leaves it where it was.
     """
 
     outcome: np.ndarray
     late_applied: np.ndarray
     applied: np.ndarray
     columns: dict[str, np.ndarray]
+    last_ms: np.ndarray
 
 
 def fold(
@@ -260,7 +262,6 @@ def _advance(
         "category": events.category[applied],
         "item": events.item[applied],
         "event_time_ms": events.event_time_ms[applied],
-        "last_ms": after[arrival],
         "gap_ms": gap_ms[arrival],
         "log_price": events.log_price[applied],
         "extra": events.extra[applied],
@@ -287,7 +288,7 @@ def _advance(
 
     late_applied = np.zeros(len(outcome), np.bool_)
     late_applied[order] = time < before
-    return Folded(outcome, late_applied, applied, columns)
+    return Folded(outcome, late_applied, applied, columns, after[arrival])
 
 
 def _count_actions(

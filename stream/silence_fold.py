@@ -57,6 +57,7 @@ def fold_silences(
     last_ms: np.ndarray,
     position: np.ndarray,
     columns: dict[str, np.ndarray],
+    after_ms: np.ndarray,
     offset: np.ndarray,
     parts: Sequence[Part],
     deadlines: Deadlines,
@@ -66,7 +67,8 @@ def fold_silences(
     Args:
         rows: (B,) after the fold of events; what they say of silences is changed in place.
         last_ms, position: (B,) as the rows had them before the fold.
-        columns: of the applied events, (M,): ``row``, ``event_time_ms`` and ``last_ms``, the user's time after it.
+        columns: of the applied events, (M,): ``row`` and ``event_time_ms``.
+        after_ms: (M,) the user's last time after each of them.
         offset: (M,) in the source.
         deadlines: asked once.
 
@@ -74,7 +76,7 @@ def fold_silences(
         What each partition says, in the order of records and, at one record, of deadlines; and the rows without events
         that changed, rising.
     """
-    row, times_ms, after_ms = columns["row"], columns["event_time_ms"], columns["last_ms"]
+    row, times_ms = columns["row"], columns["event_time_ms"]
     watermark_ms = np.empty(len(row), np.int64)  # with each event
     until_ms = np.empty(len(rows), np.int64)  # the watermark at the end of each life
     for part in parts:

@@ -92,9 +92,9 @@ class Partition:
             return np.array(chosen, np.int64), offset[asked]
 
         part = Part(keys, slice(0, len(keys)), slice(0, len(row)), self.watermark_ms, ended)
-        columns: dict[str, Any] = {"row": row, "event_time_ms": times, "last_ms": after_ms}
+        columns: dict[str, Any] = {"row": row, "event_time_ms": times}
         (said,), missed = fold_silences(
-            rows, before["last_ms"], before["position"], columns, offset, [part], deadlines
+            rows, before["last_ms"], before["position"], columns, after_ms, offset, [part], deadlines
         )
         written = {*at, *missed.tolist()}
         for step in steps:
@@ -146,7 +146,6 @@ def test_partitions_of_one_round_do_not_see_each_other() -> None:
     columns: dict[str, Any] = {
         "row": np.array([2], np.int32),
         "event_time_ms": np.array([9 * hour]),
-        "last_ms": np.array([9 * hour]),
     }
     parts = [Part([b"a"], slice(0, 1), slice(0, 0), hour), Part([b"b", b"c"], slice(1, 3), slice(0, 1), hour)]
     said, missed = fold_silences(
@@ -154,6 +153,7 @@ def test_partitions_of_one_round_do_not_see_each_other() -> None:
         rows["last_ms"].copy(),
         np.array([4, 5, -1]),
         columns,
+        np.array([9 * hour]),
         np.array([7]),
         parts,
         lambda asked: (np.zeros(len(asked), np.int64), np.zeros(len(asked), np.int64)),
@@ -170,7 +170,6 @@ def test_deadlines_are_asked_for_where_they_can_matter() -> None:
     columns: dict[str, Any] = {
         "row": np.array([0, 0, 0, 0, 1], np.int32),
         "event_time_ms": times,
-        "last_ms": times,
     }
     asked: list[int] = []
 
@@ -181,7 +180,7 @@ def test_deadlines_are_asked_for_where_they_can_matter() -> None:
     rows = np.zeros(2, ROW)
     part = Part([b"a", b"b"], slice(0, 2), slice(0, 5), 0)
     (said,), _ = fold_silences(
-        rows, np.zeros(2, np.int64), np.full(2, -1), columns, np.arange(5), [part], deadlines
+        rows, np.zeros(2, np.int64), np.full(2, -1), columns, times, np.arange(5), [part], deadlines
     )
     assert asked == [2, 3, 4]
     assert [(one.kind, one.key, one.event_time_ms // minute) for one in said] == [
@@ -195,7 +194,6 @@ def test_a_clock_ages_ahead_misses_nobody() -> None:
     columns: dict[str, Any] = {
         "row": np.array([0, 1], np.int32),
         "event_time_ms": np.array([2**53 - 1, 1_700_000_000_000]),
-        "last_ms": np.array([2**53 - 1, 1_700_000_000_000]),
     }
     rows = np.zeros(2, ROW)
     part = Part([b"a", b"b"], slice(0, 2), slice(0, 2), 0)
@@ -204,6 +202,7 @@ def test_a_clock_ages_ahead_misses_nobody() -> None:
         np.zeros(2, np.int64),
         np.full(2, -1),
         columns,
+        columns["event_time_ms"],
         np.arange(2),
         [part],
         lambda asked: (np.full(len(asked), 1_800), np.zeros(len(asked), np.int64)),

@@ -36,6 +36,8 @@ from stream.engine.store import Store, make_data_dir
 from stream.engine.tables import StateTable
 from stream.errors import TopicError
 from stream.formats import record_adapter
+from stream.group_records import routed
+from stream.groups_app import Groups, group_records
 from stream.health import Health, readiness
 from stream.logs import configure_logs
 from stream.metrics import Metrics
@@ -58,6 +60,7 @@ class Clicks:
         self.settings = settings
         self.metrics = Metrics()
         self.engine = Engine(settings, self.prepare, release=self.release, metrics=self.metrics)
+        self.groups = Groups(settings, self.engine, self.metrics) if settings.groups.enabled else None
         self.not_loaded: str | None = "model not loaded"
         self.health = Health(
             settings.http, ready=self.ready, metrics=self.metrics_text, state=self.state, stats=self.stats
@@ -74,7 +77,7 @@ class Clicks:
         await self.health.start()
         settings = self.settings
         logger.info("settings", **settings.described())
-        topics = await asyncio.to_thread(topic_set, settings)
+        topics, group_partitions = await asyncio.to_thread(topic_set, settings)
         await self.models.begin(await self.watch.start())
         rounds = clicks_rounds(
             settings, lambda: self.models.served, topic=topics.source, topic_id=topics.source_id
@@ -117,6 +120,7 @@ class Clicks:
                 timers=PartitionTimers(store, store.watermark_ms()) if settings.churn.alerts else None,
                 adapt=adapt,
                 observe=self.metrics.committed,
+                groups=group_records(settings, group_partitions),
             )
 
         return Plan(topics, make_work, timer_of if settings.churn.alerts else None)
@@ -146,11 +150,19 @@ class Clicks:
     def ready(self) -> str | None:
         if self.not_loaded is not None:
             return self.not_loaded
-        parts = self.engine.parts.values()
+        reason = self._ready(self.engine)
+        if reason is None and self.groups is not None:
+            # A worker may have no partition of groups: there are fewer of them than workers may be.
+            reason = self._ready(self.groups.engine) if self.groups.engine.parts else None
+            return f"groups: {reason}" if reason else None
+        return reason
+
+    def _ready(self, engine: Engine) -> str | None:
+        parts = engine.parts.values()
         commits = [part.last_commit_s for part in parts if part.last_commit_s is not None]
         return readiness(
             {part.number: part.state.value for part in parts},
-            lag_records=sum(self.engine.lag().values()),
+            lag_records=sum(engine.lag().values()),
             last_commit_s=max(commits, default=None),
             max_age_s=self.settings.commit_max_age_s,
         )
@@ -184,6 +196,7 @@ class Clicks:
             },
             "open": sum(part.state is State.OPEN for part in engine.parts.values()),
             "lag_records": sum(engine.lag().values()),
+            "groups": self.groups.stats() if self.groups is not None else None,
             "spent_s": {step: round(seconds, 6) for step, seconds in engine.spent_s.items()},
             "process_s": round(time.process_time(), 3),
         }
@@ -228,8 +241,8 @@ def load_model(folder: Path | None, device: str) -> ServedModel:
     return ServedModel(artefact, StepEngine(artefact, device=device))
 
 
-def topic_set(settings: Settings) -> TopicSet:
-    """The topics as the broker has them.
+def topic_set(settings: Settings) -> tuple[TopicSet, int]:
+    """The topics as the broker has them, and how many partitions that of groups has (0 without groups).
 
     Raises:
         TopicError: one is missing, or the changelog has not the partitions of the source.
@@ -242,7 +255,9 @@ def topic_set(settings: Settings) -> TopicSet:
         settings.dead_letters_topic,
         *([settings.alerts_churn_topic] if settings.churn.alerts else []),
     ]
-    found = {name: describe(client, name) for name in [*names, settings.control_topic]}
+    groups = [settings.groups_topic] if settings.groups.enabled else []
+    found = {name: describe(client, name) for name in [*names, settings.control_topic, *groups]}
+    partitions = found[settings.groups_topic].partitions if groups else 0
     source, changelog = found[settings.clicks_topic], found[settings.changelog_topic]
     if source.partitions != changelog.partitions:
         raise TopicError(
@@ -250,14 +265,17 @@ def topic_set(settings: Settings) -> TopicSet:
             f"{changelog.partitions}: rows would be looked for where they are not. Recreate the changelog with "
             f"{source.partitions} partitions (`foreclick state reset --to earliest`)."
         )
-    return TopicSet(
+    outputs = {name: found[name].partitions for name in names[2:]}
+    outputs |= {routed(settings.groups_topic, number): partitions for number in range(partitions)}
+    topics = TopicSet(
         source=source.name,
         source_id=source.topic_id,
         changelog=changelog.name,
         changelog_id=changelog.topic_id,
-        outputs={name: found[name].partitions for name in names[2:]},
+        outputs=outputs,
         tombstone_retention_ms=changelog.delete_retention_ms,
     )
+    return topics, partitions
 
 
 class Boot(BootStrategy):
@@ -265,7 +283,10 @@ class Boot(BootStrategy):
 
     def server(self) -> Iterable[Any]:
         yield from super().server()
-        yield cast("ForeclickApp", self.app).clicks.engine
+        clicks = cast("ForeclickApp", self.app).clicks
+        yield clicks.engine
+        if clicks.groups is not None:
+            yield clicks.groups.engine
 
     @property
     def enable_kafka_consumer(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,7 @@ import numpy as np
 
 from stream.churn_alerts import ChurnAlertRenderer
 from stream.events import Adapt
+from stream.group_records import GroupRecords
 from stream.model_step import ServedModel
 from stream.outputs import PredictionRenderer
 from stream.partition_names import PartitionNames
@@ -79,6 +80,7 @@ def clicks_work(
     timers: PartitionTimers | None = None,
     adapt: Adapt | None = None,
     observe: Callable[[Counts, float, float], None] | None = None,
+    groups: GroupRecords | None = None,
 ) -> ClicksWork:
     """The clicks stage of one partition.
 
@@ -86,6 +88,7 @@ def clicks_work(
         score: takes a request through a round.
         names: what this partition's store remembers.
         timers: of the rows in its store; None where churn is not looked for.
+        groups: renders what the second stage is told; None offline.
     """
     return ClicksWork(
         topic=topic,
@@ -98,6 +101,7 @@ def clicks_work(
         score=score,
         adapt=adapt,
         observe=observe or _tell_nobody,
+        groups=groups,
     )
 
 

@@ -126,6 +126,8 @@ class Worker:
             "FORECLICK_DATA_DIR": str(settings.data_dir),
             "FORECLICK_HTTP__PORT": str(self.port),
         }
+        for name, value in settings.groups.model_dump(exclude_defaults=True).items():
+            environment[f"FORECLICK_GROUPS__{name.upper()}"] = str(value)
         if settings.model is not None:
             environment["FORECLICK_MODEL"] = str(settings.model)
         for name, value in settings.churn.model_dump(exclude_defaults=True).items():

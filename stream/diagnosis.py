@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from confluent_kafka import Consumer, TopicPartition
 
 from models.errors import ForeclickError
 from stream.broker.client import connect
@@ -28,6 +29,7 @@ from stream.topics import Finding, check, existing
 
 SAMPLE_RECORDS = 1000
 SUSPECT_SHARE = 0.01  # of dead letters: below it there is always some dirt
+MANY_WAITING = 1_000_000  # records of groups
 FREE_BYTES_WARN = 1 << 30
 
 _decode = msgspec.json.Decoder().decode
@@ -40,6 +42,7 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
     if not any(finding.level == "fail" for finding in answered):
         yield from guarded(lambda: check(settings))
         yield from guarded(lambda: sample(settings))
+        yield from guarded(lambda: second_stage(settings))
     yield from guarded(lambda: model(settings))
     yield from guarded(lambda: data_directory(settings.data_dir))
 
@@ -79,6 +82,29 @@ def newest(settings: Settings, topic: TopicInfo, count: int) -> Iterator[Committ
             for number, found in bounds(consumer, topic.name, topic.partitions).items()
         }
         yield from read(consumer, topic.name, stretches)
+
+
+def second_stage(settings: Settings) -> list[Finding]:
+    """Whether groups are told and read."""
+    groups = settings.groups
+    if not groups.enabled:
+        return [Finding("ok", "No second stage: FORECLICK_GROUPS__ENABLED is false")]
+    topic = existing(settings, settings.groups_topic)
+    group = {"group.id": settings.groups_group, "enable.auto.commit": False, "log_level": 0}
+    consumer = Consumer({**settings.kafka.librdkafka(), **group})
+    try:
+        ends = bounds(consumer, topic.name, topic.partitions)
+        places = [TopicPartition(topic.name, number) for number in ends]
+        read_to = {place.partition: place.offset for place in consumer.committed(places, timeout=10)}
+    finally:
+        consumer.close()
+    waiting = sum(max(0, found.end - max(found.start, read_to[number], 0)) for number, found in ends.items())
+    text = f"Second stage over {topic.name} ({groups.kinds}): about {waiting} records are not read yet"
+    if waiting > MANY_WAITING:
+        return [
+            Finding("warn", f"{text}. Start more workers, or tell it less: FORECLICK_GROUPS__KINDS, __ONE_IN")
+        ]
+    return [Finding("ok", text)]
 
 
 def judge(keys: list[bytes | None], values: list[bytes | None], topic: str) -> list[Finding]:

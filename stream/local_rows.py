@@ -22,6 +22,7 @@ from stream.silence import TIMER_PREFIX
 from stream.stage import SOURCE_KEY, SourceMark
 
 TABLE = "state"
+GROUPS_TABLE = "groups"
 _I64 = struct.Struct("<q")
 _LOCAL_KEYS = frozenset((POSITION_KEY, CHANGELOG_KEY, WRITTEN_KEY))  # in no changelog
 
@@ -90,15 +91,15 @@ class LocalRows:
         self._db.close()
 
 
-def partitions_on_disk(settings: Settings) -> list[Path]:
+def partitions_on_disk(settings: Settings, table: str = TABLE) -> list[Path]:
     """Folders of the partitions whose rows are on this machine.
 
     Raises:
-        StoreError: there are none.
+        StoreError: there are none of users; a worker may well have none of groups.
     """
-    folder = settings.data_dir / TABLE
+    folder = settings.data_dir / table
     found = [each for each in folder.glob("*") if each.name.isdigit() and (each / "CURRENT").exists()]
-    if not found:
+    if not found and table == TABLE:
         raise StoreError(
             f"There are no rows in {folder}. Name the worker's data directory: FORECLICK_DATA_DIR or --data-dir."
         )
@@ -120,6 +121,7 @@ class Comparison:
 
     partition: int
     position: int | None
+    table: str = TABLE
     equal: int = 0
     different: int = 0
     missing: int = 0
@@ -141,7 +143,7 @@ def compare(rows: LocalRows, changelog: Iterable[tuple[bytes, bytes | None, int]
         changelog: key, value (None erases) and offset, in order, from the partition's beginning.
     """
     position = rows.position
-    found = Comparison(rows.partition, position)
+    found = Comparison(rows.partition, position, rows.folder.parent.name)
     before: dict[bytes, int | None] = {}  # hashes: the rows of all users twice would not fit everywhere
     after: set[bytes] = set()
     for key, value, offset in changelog:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from stream.engine.scorer import Released
 from stream.engine.service import EngineMetrics
+from stream.groups_stage import GroupCounts
 from stream.scoring import Counts
 from stream.silence import EXPECTED, RETURNED
 
@@ -192,3 +193,60 @@ class Metrics(EngineMetrics):
     def text(self) -> bytes:
         """The exposition format that /metrics answers with."""
         return generate_latest(self.registry)
+
+
+class GroupMetrics(EngineMetrics):
+    """What the second stage tells, in the worker's registry."""
+
+    def __init__(self, worker: Metrics) -> None:
+        registry, self.alerts = worker.registry, worker.alerts
+
+        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(f"foreclick_{name}", text, labels, registry=registry)
+
+        self.events = counter("groups_events_total", "Records of groups that were processed and committed")
+        self.late = counter("groups_late_events_total", "Records of groups older than the limit, left out")
+        self.damaged = counter("groups_damaged_records_total", "Records of groups that could not be read")
+        self.due = counter("groups_due_rows_total", "Rows looked at because something in them was due")
+        self.transactions = counter("groups_transactions_total", "Committed transactions of groups")
+        self.held_back = counter(
+            "alerts_held_back_total", "Findings that said nothing new in a cool-down", ("kind",)
+        )
+        self.approximate = counter(
+            "alerts_approximate_total", "Alerts that a bound on memory made approximate"
+        )
+        self.mismatches = counter("groups_position_mismatch_total", "As foreclick_position_mismatch_total")
+        self.commit = Histogram(
+            "foreclick_groups_commit_duration_seconds", "Receipt of chunks to commit", registry=registry
+        )
+        self._rows = Gauge("foreclick_groups_rows", "Rows of groups, estimated", registry=registry)
+        self._lag = Gauge(
+            "foreclick_groups_lag_records", "Records not yet committed", ("partition",), registry=registry
+        )
+
+    def committed(self, counts: GroupCounts, received_s: float, committed_s: float) -> None:
+        """Step 9 of a micro-batch."""
+        self.events.inc(counts.events)
+        self.late.inc(counts.late)
+        self.damaged.inc(counts.damaged)
+        self.due.inc(counts.due)
+        self.transactions.inc()
+        self.approximate.inc(counts.approximate)
+        for kind, count in counts.alerts.items():
+            self.alerts.labels(kind).inc(count)
+        for kind, count in counts.held_back.items():
+            self.held_back.labels(kind).inc(count)
+        self.commit.observe(committed_s - received_s)
+
+    def position_mismatch(self) -> None:
+        self.mismatches.inc()
+
+    def lag(self, partition: int, records: int) -> None:
+        self._lag.labels(str(partition)).set(records)
+
+    def rows(self, rows: int) -> None:
+        self._rows.set(rows)
+
+    def forget(self, partition: int) -> None:
+        if (str(partition),) in self._lag._metrics:
+            self._lag.remove(str(partition))

@@ -245,7 +245,13 @@ class ClicksRounds:
         for number, request in enumerate(folded.requests):
             here = slice(packed_at[number], packed_at[number + 1])
             mine = slice(int(bounds[number]), int(bounds[number + 1]))
-            times = times_ms[applied_at[number] : applied_at[number + 1]]
+            here_applied = slice(applied_at[number], applied_at[number + 1])
+            times = times_ms[here_applied]
+            groups = request.groups(
+                applied[here_applied] - bounds[number],
+                gap_ms=columns["gap_ms"][here_applied],
+                session_position=columns["session_position"][here_applied],
+            )
             rendered.append(
                 request.rendered(
                     rows=zip(slots[here], packed[here], strict=True),
@@ -255,6 +261,7 @@ class ClicksRounds:
                     },
                     alerts={self._alerts_topic: [message for _, message in alerts[number]]},
                     alert_counts=Counter(kind for kind, _ in alerts[number]),
+                    groups=groups,
                     outcome=folded.folded.outcome[mine],
                     late_applied=folded.folded.late_applied[mine],
                     watermark_ms=max(int(times.max()) if len(times) else 0, request.watermark_ms),

@@ -16,6 +16,7 @@ import numpy as np
 
 from stream.dead_letters import REPLAYED_HEADER, dead_letter
 from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
+from stream.group_records import GroupRecords
 from stream.partition_names import PartitionNames
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules
 from stream.silence import PartitionTimers
@@ -108,6 +109,15 @@ class ClicksRequest:
             raws[slot] = None
         return raws
 
+    def groups(self, applied: np.ndarray, **of_each: np.ndarray) -> dict[str, list[Message]]:
+        """Records for the groups of the applied events (``stream.group_records``), by output."""
+        if self.work.groups is None:
+            return {}
+        events = [self.decoded.events[index] for index in applied.tolist()]
+        return self.work.groups.messages(
+            events, self.partition, offsets=self.decoded.offsets[applied], **of_each
+        )
+
     def rendered(self, **parts: Any) -> Rendered:
         """``ClicksWork.rendered`` of this request."""
         return self.work.rendered(self.decoded, **parts)
@@ -120,6 +130,7 @@ class ClicksWork:
         names: what this partition remembers.
         timers: of its users' silences; None where churn is not looked for.
         score: hands a request in and waits until it is folded, scored and rendered.
+        groups: renders what the second stage is told; None where there is none.
         observe: told of each committed micro-batch, with the times of its receipt and its commit, Unix seconds.
     """
 
@@ -136,8 +147,10 @@ class ClicksWork:
         score: Callable[[ClicksRequest], Awaitable[Rendered]],
         adapt: Adapt | None,
         observe: Callable[[Counts, float, float], None],
+        groups: GroupRecords | None = None,
     ):
         self.partition = partition
+        self.groups = groups
         self.source_prefix = f"{readable_id(topic_id)}/{partition}".encode()
         self.names = names
         self.timers = timers
@@ -256,6 +269,7 @@ class ClicksWork:
         predictions: dict[str, list[Message]],
         alerts: dict[str, list[Message]],
         alert_counts: dict[str, int],
+        groups: dict[str, list[Message]],
         outcome: np.ndarray,
         late_applied: np.ndarray,
         watermark_ms: int,
@@ -268,6 +282,7 @@ class ClicksWork:
             names: rows to remember names by.
             predictions, alerts: messages by topic.
             alert_counts: alerts by kind.
+            groups: records for the second stage, by output.
             outcome, late_applied: of each event, see ``stream.sessions.Folded``.
             watermark_ms: the highest event time that was applied, also before, 0 if none.
             unknown_actions: names of actions met so far that the model does not know.
@@ -277,7 +292,7 @@ class ClicksWork:
             kept[decoded.keys[slot]] = raw  # of two lives in one batch the later slot wins
         for key in decoded.erased:
             kept[key] = None
-        messages = {topic: items for topic, items in {**predictions, **alerts}.items() if items}
+        messages = {topic: items for topic, items in {**predictions, **alerts, **groups}.items() if items}
         dead = self._dead_letters(decoded, outcome)
         if dead:
             messages[self._dead_letters_topic] = [letter for _, letter in dead]

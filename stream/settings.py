@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream.errors import ConfigurationError
@@ -161,6 +161,36 @@ class Churn(_Group):
     )
 
 
+class Groups(_Group):
+    """The second stage: what several users have in common, and the detectors of coordination over it."""
+
+    enabled: bool = Field(False, description="true: clicks write group records, and a second stage runs")
+    kinds: str = Field("shop,item,device", description="types of groups, comma separated")
+    partitions: int = Field(
+        2, ge=1, le=1024, description="each takes part in most transactions of clicks: few cost less"
+    )
+    one_in: int = Field(
+        16, ge=0, description="of engagements that are no cart, no purchase and begin no session; 0: none"
+    )
+    wait_ms: float = Field(
+        200.0, ge=0, description="a fuller transaction; nobody waits for milliseconds here"
+    )
+    quiet_s: float = Field(
+        10.0, ge=1, description="a source partition without news for so long is not waited for"
+    )
+    cool_down_s: int = Field(
+        604_800, ge=0, description="event time in which a subject is said once, unless it is wider"
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: str) -> str:
+        unknown = set(filter(None, kinds.split(","))) - {"shop", "item", "device"}
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))}: there are shop, item and device")
+        return kinds
+
+
 class Http(_Group):
     """Where operators look: /metrics, /healthz, /readyz and the state of one user."""
 
@@ -179,6 +209,7 @@ class Settings(BaseSettings):
     topics: Topics = Field(default_factory=lambda: Topics.model_validate({}))
     http: Http = Field(default_factory=lambda: Http.model_validate({}))
     churn: Churn = Field(default_factory=lambda: Churn.model_validate({}))
+    groups: Groups = Field(default_factory=lambda: Groups.model_validate({}))
     data_dir: Path = Field(default_factory=default_data_dir)
     model: Path | None = Field(
         None, description="model folder until one is activated; the bundled one when not set"
@@ -269,6 +300,19 @@ class Settings(BaseSettings):
     @property
     def changelog_topic(self) -> str:
         return f"{self.topics.prefix}{self.app_id}-state-changelog"
+
+    @property
+    def groups_topic(self) -> str:
+        return f"{self.topics.prefix}{self.app_id}-groups"
+
+    @property
+    def groups_changelog_topic(self) -> str:
+        return f"{self.topics.prefix}{self.app_id}-groups-changelog"
+
+    @property
+    def groups_group(self) -> str:
+        """The consumer group of the second stage."""
+        return f"{self.app_id}-groups"
 
     @property
     def control_topic(self) -> str:

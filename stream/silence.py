@@ -27,6 +27,7 @@ stream/idle_partitions.py.) What is said depends on the records alone, never on 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
@@ -137,10 +138,10 @@ class TimerIndex(Protocol):
 
 
 class SortedIndex:
-    """A `TimerIndex` in memory, for rows that are in memory too."""
+    """A `TimerIndex` in memory, for rows that are in memory too or carry their timers elsewhere."""
 
-    def __init__(self) -> None:
-        self._timers: list[bytes] = []
+    def __init__(self, timers: Iterable[bytes] = ()) -> None:
+        self._timers = sorted(timers)
 
     def __len__(self) -> int:
         return len(self._timers)

@@ -6,7 +6,9 @@ r"""A fresh start: the operator's word that state and position are to be forgott
 4. For ``latest``: per partition, in one transaction under the worker's own transactional id (which fences a zombie),
    ``\0src`` and the group's offset at the topic's end. For ``earliest`` nothing: without both, a partition starts at
    the beginning.
-5. Wipe the local rows of this machine. Those of other machines belong to the old changelog, whose topic id they
+5. Recreate the topic of groups and its changelog, and forget that group too: what clicks tell the second stage would
+   otherwise stand there twice. It begins empty either way.
+6. Wipe the local rows of this machine. Those of other machines belong to the old changelog, whose topic id they
    carry: their workers wipe them when they start.
 
 An interruption leaves a state that a second call mends: each step may be repeated.
@@ -15,7 +17,8 @@ An interruption leaves a state that a second call mends: each step may be repeat
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -26,14 +29,21 @@ from stream.broker.client import connect
 from stream.broker.topics import TopicInfo, TopicSpec, describe_topics, recreate_topics
 from stream.engine.store import lock_data_dir
 from stream.errors import StoreError, TopicError
-from stream.local_rows import TABLE
+from stream.local_rows import GROUPS_TABLE, TABLE
 from stream.replay import producer_of
 from stream.settings import Settings
 from stream.stage import SOURCE_KEY, SourceMark
 from stream.topic_reader import bounds, reader
-from stream.topics import existing, topic_specs
+from stream.topics import existing, specs_beside
 
 REQUEST_TIMEOUT_S = 30.0
+# A broker that has just started has not loaded all groups: who coordinates one shows a moment later.
+COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+}
+COORDINATOR_PAUSE_S = 0.2
 # What an operator may have tuned; the rest of a topic's settings are the broker's to choose.
 KEPT_SETTINGS = (
     "cleanup.policy",
@@ -63,14 +73,21 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
     source = existing(settings, settings.clicks_topic)
     admin = connect(client)
     _refuse_members(admin, settings.app_id)
+    if settings.groups.enabled:
+        _refuse_members(admin, settings.groups_group)
     held = lock_data_dir(settings.data_dir / TABLE)
     try:
         _forget_group(admin, settings.app_id)
-        recreate_topics(client, [_changelog_spec(settings, source, client)])
+        recreate_topics(client, _kept_specs(settings, [settings.changelog_topic], client))
         positions = (
             _begin_at_end(settings, source) if to == "latest" else dict.fromkeys(range(source.partitions))
         )
-        _wipe(settings)
+        if settings.groups.enabled:
+            _forget_group(admin, settings.groups_group)
+            names = [settings.groups_topic, settings.groups_changelog_topic]
+            recreate_topics(client, _kept_specs(settings, names, client))
+        for table in (TABLE, GROUPS_TABLE):
+            _wipe(settings, table)
     finally:
         held.close()
     return positions
@@ -78,7 +95,7 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
 
 def _refuse_members(admin: AdminClient, group: str) -> None:
     described = _outcome(
-        admin.describe_consumer_groups([group])[group], missing=KafkaError.GROUP_ID_NOT_FOUND
+        lambda: admin.describe_consumer_groups([group])[group], missing=KafkaError.GROUP_ID_NOT_FOUND
     )
     if described is not None and described.members:
         hosts = ", ".join(sorted({member.host.lstrip("/") for member in described.members}))
@@ -89,19 +106,29 @@ def _refuse_members(admin: AdminClient, group: str) -> None:
 
 
 def _forget_group(admin: AdminClient, group: str) -> None:
-    _outcome(admin.delete_consumer_groups([group])[group], missing=KafkaError.GROUP_ID_NOT_FOUND)
+    _outcome(lambda: admin.delete_consumer_groups([group])[group], missing=KafkaError.GROUP_ID_NOT_FOUND)
 
 
-def _changelog_spec(settings: Settings, source: TopicInfo, client: Mapping[str, Any]) -> TopicSpec:
-    name = settings.changelog_topic
-    present = describe_topics(client, [name]).get(name)
-    (fresh,) = [spec for spec in topic_specs(settings, source.partitions) if spec.name == name]
-    if present is None:
-        return fresh
-    kept = {key: present.config[key] for key in KEPT_SETTINGS if key in present.config}
-    return TopicSpec(
-        name, source.partitions, {**kept, "cleanup.policy": "compact"}, present.replication_factor
+def _kept_specs(settings: Settings, names: list[str], client: Mapping[str, Any]) -> list[TopicSpec]:
+    """The topics as they are to be made again: with what an operator tuned, and the partitions of their source."""
+    present = describe_topics(
+        client, [*names, settings.clicks_topic, *([settings.groups_topic] if settings.groups.enabled else [])]
     )
+    return [
+        fresh
+        if fresh.name not in present
+        else TopicSpec(
+            fresh.name,
+            fresh.partitions,
+            {
+                **{key: each for key, each in present[fresh.name].config.items() if key in KEPT_SETTINGS},
+                **{key: each for key, each in fresh.config.items() if key == "cleanup.policy"},
+            },
+            present[fresh.name].replication_factor,
+        )
+        for fresh in specs_beside(settings, present)
+        if fresh.name in names
+    ]
 
 
 def _begin_at_end(settings: Settings, source: TopicInfo) -> dict[int, int | None]:
@@ -133,8 +160,8 @@ def _begin_at_end(settings: Settings, source: TopicInfo) -> dict[int, int | None
     return dict(ends)
 
 
-def _wipe(settings: Settings) -> None:
-    for folder in (settings.data_dir / TABLE).glob("*"):
+def _wipe(settings: Settings, table: str) -> None:
+    for folder in (settings.data_dir / table).glob("*"):
         if folder.name.isdigit():
             try:
                 shutil.rmtree(folder)
@@ -144,12 +171,16 @@ def _wipe(settings: Settings) -> None:
                 ) from error
 
 
-def _outcome(future: Future[Any], missing: int) -> Any:
+def _outcome(ask: Callable[[], Future[Any]], missing: int) -> Any:
     """The answer, or None when the broker says that there is nothing of that name."""
-    try:
-        return future.result(timeout=REQUEST_TIMEOUT_S)
-    except KafkaException as error:
-        reason = error.args[0]
-        if reason.code() == missing:
-            return None
-        raise TopicError(f"The broker refused: {reason.str()} ({reason.name()}).") from error
+    deadline_s = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return ask().result(timeout=REQUEST_TIMEOUT_S)
+        except KafkaException as error:
+            reason = error.args[0]
+            if reason.code() == missing:
+                return None
+            if reason.code() not in COORDINATOR_MOVES or time.monotonic() > deadline_s:
+                raise TopicError(f"The broker refused: {reason.str()} ({reason.name()}).") from error
+        time.sleep(COORDINATOR_PAUSE_S)

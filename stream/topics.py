@@ -27,14 +27,18 @@ def positions_topic(settings: Settings) -> str:
     return f"{settings.topics.prefix}{settings.app_id}-positions"
 
 
-def topic_specs(settings: Settings, source_partitions: int | None = None) -> list[TopicSpec]:
+def topic_specs(
+    settings: Settings, source_partitions: int | None = None, groups_partitions: int | None = None
+) -> list[TopicSpec]:
     """The topics as ``topics create`` makes them.
 
     Args:
         settings: names, copies, and partitions of topics that are new.
         source_partitions: of an input topic that exists already; the changelog must have as many.
+        groups_partitions: of a topic of groups that exists already; likewise.
     """
     partitions = source_partitions or settings.topics.partitions
+    groups = groups_partitions or settings.groups.partitions
     copies = settings.topics.replication_factor
     # With three copies one broker may fail and writes go on; with fewer it would stop them.
     safe = {"min.insync.replicas": "2"} if copies >= 3 else {}
@@ -59,6 +63,14 @@ def topic_specs(settings: Settings, source_partitions: int | None = None) -> lis
         TopicSpec(settings.alerts_fraud_topic, partitions, safe, copies),
         TopicSpec(settings.alerts_churn_topic, partitions, safe, copies),
         TopicSpec(settings.changelog_topic, partitions, {**safe, **changelog}, copies),
+        *(
+            [
+                TopicSpec(settings.groups_topic, groups, safe, copies),
+                TopicSpec(settings.groups_changelog_topic, groups, {**safe, **changelog}, copies),
+            ]
+            if settings.groups.enabled
+            else []
+        ),
         TopicSpec(settings.control_topic, 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(positions_topic(settings), 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(settings.labels_topic, settings.topics.partitions, safe, copies),
@@ -75,12 +87,27 @@ def create(settings: Settings) -> list[str]:
     client = settings.kafka.librdkafka()
     names = [spec.name for spec in topic_specs(settings)]
     found = describe_topics(client, names)
-    source = found.get(settings.clicks_topic)
-    specs = topic_specs(settings, source.partitions if source else None)
-    changelog = found.get(settings.changelog_topic)
-    if changelog and changelog.partitions != specs[0].partitions:
-        raise TopicError(_changelog_differs(specs[0].name, specs[0].partitions, changelog))
+    specs = specs_beside(settings, found)
+    partitions = {spec.name: spec.partitions for spec in specs}
+    for name, source in _sources(settings).items():
+        changelog = found.get(name)
+        if changelog and changelog.partitions != partitions[source]:
+            raise TopicError(_changelog_differs(source, partitions[source], changelog))
     return ensure_topics(client, [spec for spec in specs if spec.name not in found])
+
+
+def specs_beside(settings: Settings, found: Mapping[str, TopicInfo]) -> list[TopicSpec]:
+    """The specifications, with as many partitions as the sources that are there have."""
+    source, groups = found.get(settings.clicks_topic), found.get(settings.groups_topic)
+    return topic_specs(settings, source.partitions if source else None, groups.partitions if groups else None)
+
+
+def _sources(settings: Settings) -> dict[str, str]:
+    """The source of each changelog."""
+    found = {settings.changelog_topic: settings.clicks_topic}
+    if settings.groups.enabled:
+        found[settings.groups_changelog_topic] = settings.groups_topic
+    return found
 
 
 def existing(settings: Settings, name: str) -> TopicInfo:
@@ -102,8 +129,7 @@ def check(settings: Settings) -> list[Finding]:
 def differences(settings: Settings, found: Mapping[str, TopicInfo]) -> list[Finding]:
     """As ``check``, over topics already described (by name; missing ones are absent)."""
     findings, few_copies = [], []
-    source = found.get(settings.clicks_topic)
-    for spec in topic_specs(settings, source.partitions if source else None):
+    for spec in specs_beside(settings, found):
         topic = found.get(spec.name)
         if topic is None:
             findings.append(
@@ -112,7 +138,7 @@ def differences(settings: Settings, found: Mapping[str, TopicInfo]) -> list[Find
             continue
         if topic.replication_factor < 3:
             few_copies.append(f"{topic.name} {topic.replication_factor}")
-        wrong = _wrong(settings, spec, topic, source)
+        wrong = _wrong(settings, spec, topic, found)
         findings += wrong or [Finding("ok", f"Topic {spec.name}: {topic.partitions} partitions")]
     if few_copies:
         findings.append(
@@ -125,11 +151,15 @@ def differences(settings: Settings, found: Mapping[str, TopicInfo]) -> list[Find
     return findings
 
 
-def _wrong(settings: Settings, spec: TopicSpec, topic: TopicInfo, source: TopicInfo | None) -> list[Finding]:
+def _wrong(
+    settings: Settings, spec: TopicSpec, topic: TopicInfo, found: Mapping[str, TopicInfo]
+) -> list[Finding]:
     findings = []
+    source = found.get(settings.clicks_topic)
+    mirrored = found.get(_sources(settings).get(topic.name, ""))
     alter = f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} --add-config"
-    if topic.name == settings.changelog_topic and source and topic.partitions != source.partitions:
-        findings.append(Finding("fail", _changelog_differs(source.name, source.partitions, topic)))
+    if mirrored and topic.partitions != mirrored.partitions:
+        findings.append(Finding("fail", _changelog_differs(mirrored.name, mirrored.partitions, topic)))
     policy = spec.config.get("cleanup.policy", "delete")
     if policy == "compact" and topic.cleanup_policy != "compact":
         findings.append(

@@ -42,7 +42,7 @@ class NotInstalled(ForeclickError):
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench all|pipeline|latency|swap|poison|restore|timers|model|peers|scaling``."""
+    """Add ``bench all|pipeline|latency|swap|poison|alerts|restore|timers|model|peers|scaling``."""
     bench = typer.Typer(
         no_args_is_help=True,
         help="Throughput against a stock Faust agent, latency, restore, memory. Tables, and one JSON line last.",
@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     bench.command(epilog="Example: foreclick bench latency --rate 5000")(latency)
     bench.command(epilog="Example: foreclick bench swap --rate 5000")(swap)
     bench.command(epilog="Example: foreclick bench poison --events 100000")(poison)
+    bench.command(epilog="Example: foreclick bench alerts --events 100000")(alerts)
     bench.command(epilog="Example: foreclick bench restore --restore-users 200000")(restore)
     bench.command(epilog="Example: foreclick bench timers --timers 100000")(timers)
     bench.command(epilog="Example: foreclick bench model")(model)
@@ -114,6 +115,11 @@ def swap(users: Users = 20_000, rate: Rate = 5_000, model: Model = None) -> None
 def poison(users: Users = 20_000, events: Events = 100_000, model: Model = None) -> None:
     """A backlog of which every second record is rejected, against a clean one; not part of ``bench all``."""
     _run("poison", model, users=users, events=events)
+
+
+def alerts(users: Users = 20_000, events: Events = 200_000, model: Model = None) -> None:
+    """A backlog with groups, timers and their alerts, against one without; not part of ``bench all``."""
+    _run("alerts", model, users=users, events=events)
 
 
 def restore(restore_users: RestoreUsers = 200_000, model: Model = None) -> None:

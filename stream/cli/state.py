@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from stream.cli.options import BootstrapServers, DataDir, Json, finish
 
 if TYPE_CHECKING:
+    from stream.local_rows import Comparison
     from stream.settings import Settings
 
 HttpPort = Annotated[
@@ -70,41 +72,78 @@ def show(
 
 def stats(*, http_port: HttpPort = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Show where every partition of this worker stands."""
-    from stream.local_rows import LocalRows, partitions_on_disk
+    from stream.local_rows import GROUPS_TABLE, partitions_on_disk
     from stream.settings import load_settings
 
     settings = load_settings(http__port=http_port, data_dir=data_dir)
     found = worker_says(settings, "/state")
     if found is None:
-        partitions = {}
-        for folder in partitions_on_disk(settings):
-            rows = LocalRows(folder)
-            mark = rows.source
-            partitions[rows.partition] = {
-                "state": "on disk",
-                "next_offset": mark.next_offset if mark else None,
-                "rows": rows.count(),
-                "changelog_position": rows.position,
-            }
-            rows.close()
-        found = {"partitions": partitions, "rows": sum(each["rows"] for each in partitions.values())}
+        found = _on_disk(partitions_on_disk(settings))
+        if groups := partitions_on_disk(settings, GROUPS_TABLE):
+            found["groups"] = _on_disk(groups)
     finish(found, json.dumps(found, indent=2), as_json)
+
+
+def _on_disk(folders: list[Path]) -> dict[str, Any]:
+    """Where the partitions of one stage stand, without a worker."""
+    from stream.local_rows import LocalRows
+
+    partitions = {}
+    for folder in folders:
+        rows = LocalRows(folder)
+        mark = rows.source
+        partitions[rows.partition] = {
+            "state": "on disk",
+            "next_offset": mark.next_offset if mark else None,
+            "rows": rows.count(),
+            "changelog_position": rows.position,
+        }
+        rows.close()
+    return {"partitions": partitions, "rows": sum(each["rows"] for each in partitions.values())}
 
 
 def verify(
     *, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = None, as_json: Json = False
 ) -> None:
     """Compare the rows on this machine with the changelog; exit 1 when they contradict each other."""
-    from stream.errors import StoreError
-    from stream.local_rows import LocalRows, compare, partitions_on_disk
+    from stream.local_rows import GROUPS_TABLE, partitions_on_disk
     from stream.settings import load_settings
+
+    settings = load_settings(kafka__bootstrap_servers=bootstrap_servers, data_dir=data_dir)
+    comparisons = _compared(settings, settings.changelog_topic, partitions_on_disk(settings))
+    if groups := partitions_on_disk(settings, GROUPS_TABLE):
+        comparisons += _compared(settings, settings.groups_changelog_topic, groups)
+    totals = {
+        name: sum(getattr(each, name) for each in comparisons)
+        for name in ("equal", "different", "missing", "extra", "newer")
+    }
+    sound = all(each.sound for each in comparisons)
+    lines = [
+        f"{each.table} partition {each.partition} at {each.position}: {each.equal} equal, {each.different} different, "
+        f"{each.missing} missing, {each.extra} extra, {each.newer} newer in the changelog"
+        + (f" ({', '.join(each.keys)})" if each.keys else "")
+        for each in comparisons
+    ]
+    if not sound:
+        lines.append(
+            f"Rows contradict the changelog. Stop the worker and remove {settings.data_dir}: it restores them."
+        )
+    result = {"sound": sound, **totals, "partitions": [asdict(each) for each in comparisons]}
+    finish(result, "\n".join(lines), as_json)
+    if not sound:
+        raise typer.Exit(1)
+
+
+def _compared(settings: Settings, name: str, folders: list[Path]) -> list[Comparison]:
+    """The rows of one stage against its changelog."""
+    from stream.errors import StoreError
+    from stream.local_rows import LocalRows, compare
     from stream.topic_reader import bounds, read, reader
     from stream.topics import existing
 
-    settings = load_settings(kafka__bootstrap_servers=bootstrap_servers, data_dir=data_dir)
-    changelog = existing(settings, settings.changelog_topic)
+    changelog = existing(settings, name)
     comparisons = []
-    for folder in partitions_on_disk(settings):
+    for folder in folders:
         rows = LocalRows(folder)
         number = rows.partition
         if rows.changelog_id not in (None, changelog.topic_id):
@@ -119,25 +158,7 @@ def verify(
                 compare(rows, ((each.key or b"", each.value, each.offset) for each in records))
             )
         rows.close()
-    totals = {
-        name: sum(getattr(each, name) for each in comparisons)
-        for name in ("equal", "different", "missing", "extra", "newer")
-    }
-    sound = all(each.sound for each in comparisons)
-    lines = [
-        f"partition {each.partition} at {each.position}: {each.equal} equal, {each.different} different, "
-        f"{each.missing} missing, {each.extra} extra, {each.newer} newer in the changelog"
-        + (f" ({', '.join(each.keys)})" if each.keys else "")
-        for each in comparisons
-    ]
-    if not sound:
-        lines.append(
-            f"Rows contradict the changelog. Stop the worker and remove {settings.data_dir}: it restores them."
-        )
-    result = {"sound": sound, **totals, "partitions": [asdict(each) for each in comparisons]}
-    finish(result, "\n".join(lines), as_json)
-    if not sound:
-        raise typer.Exit(1)
+    return comparisons
 
 
 def reset(

@@ -38,7 +38,8 @@ class TopicSet:
 
     Args:
         source_id, changelog_id: 16 bytes each, so that a recreated topic is noticed.
-        outputs: partition count by topic that the stage writes to.
+        outputs: partition count by topic that the stage writes to, each at the partition of its source's number; an
+            output ``TOPIC/3`` is partition 3 of that topic, for what is keyed anew (``/`` is in no name of a topic).
         tombstone_retention_ms: ``delete.retention.ms`` of the changelog.
     """
 
@@ -48,6 +49,12 @@ class TopicSet:
     changelog_id: bytes
     outputs: Mapping[str, int]
     tombstone_retention_ms: int
+
+
+def place_of(output: str, partition: int) -> tuple[str, int]:
+    """Topic and partition of an output; ``partition`` where it names none."""
+    topic, _, number = output.partition("/")
+    return topic, int(number) if number else partition
 
 
 class Offsets:
@@ -111,8 +118,8 @@ class KafkaLog:
         self._transaction_timeout_ms = transaction_timeout_ms
         self._source = TopicPartition(topics.source, number)
         self._changelog = TopicPartition(topics.changelog, number)
-        self._targets = {topic: number % count for topic, count in topics.outputs.items()}
-        self._targets[topics.changelog] = number
+        self._places = {output: place_of(output, number % count) for output, count in topics.outputs.items()}
+        self._places[topics.changelog] = topics.changelog, number
         self._transactions: Transactions | None = None
 
     # ------------------------------------------------------------------ taking over
@@ -122,7 +129,7 @@ class KafkaLog:
             self._client,
             self.transactional_id,
             timeout_ms=self._transaction_timeout_ms,
-            topics=self._targets,
+            topics={topic for topic, _ in self._places.values()},
         )
         try:
             await self._transactions.start(FENCE_TIMEOUT_S)
@@ -136,7 +143,8 @@ class KafkaLog:
 
     async def _finish_forgotten(self) -> None:
         """Commit what was decided to be committed and got no marker (unfinished.py); nearly always nothing."""
-        targets = [TopicPartition(*place) for place in self._targets.items()]
+        # An output that names its partition is written under other ids too, whose open transactions are their own.
+        targets = [TopicPartition(*place) for output, place in self._places.items() if "/" not in output]
         forgotten = [place for place in targets if await self._is_open(place)]
         if not forgotten:
             return
@@ -158,8 +166,9 @@ class KafkaLog:
             where=[f"{place.topic}[{place.partition}]" for place in forgotten],
         )
         if commit:
+            routed = [place for output, place in self._places.items() if "/" in output]
             with self._taken_over():
-                await self._fenced().commit_forgotten([(place.topic, place.partition) for place in forgotten])
+                await self._fenced().commit_forgotten([*forgotten, *routed])
 
     async def _is_open(self, place: TopicPartition) -> bool:
         """Whether a transaction stays open there although no owner has one; followers may lag for a moment."""
@@ -185,7 +194,7 @@ class KafkaLog:
         with self._taken_over():
             transactions = self._fenced()
             await transactions.write(
-                {place: batches_of([(FENCE_KEY, b"", [])], now_ms) for place in self._targets.items()}
+                {place: batches_of([(FENCE_KEY, b"", [])], now_ms) for place in self._places.values()}
             )
             await transactions.end(commit=False)
 
@@ -268,7 +277,7 @@ class KafkaLog:
         batches: dict[tuple[str, int], list[Batch]] = {}
         for topic, items in messages.items():
             if made := batches_of(items, now_ms):
-                batches[topic, self._targets[topic]] = made
+                batches[self._places[topic]] = made
         changelog = self._changelog.topic, self._number
         batches[changelog] = batches_of(((key, value, []) for key, value in rows), now_ms)
         with self._taken_over():

@@ -110,6 +110,8 @@ class Partition:
         self.paused = True  # by the poll loop, which alone seeks, pauses and resumes
         self.fetched: int | None = None  # end of the newest chunk handed in
         self.queued = 0
+        self.passed = 0  # offsets known to hold nothing more to read, markers of transactions included
+        self._nudged = False
         self.last_commit_s: float | None = None
         self.heard_s: float | None = None  # of the last records committed, or of opening without any
         self.has_heard = False
@@ -275,6 +277,11 @@ class Partition:
             self.stage.pass_time(watermark_ms)
             self._arrived.set()
 
+    def nudge(self) -> None:
+        """Have a micro-batch even if no records come: something is due."""
+        self._nudged = True
+        self._arrived.set()
+
     @property
     def preparing(self) -> bool:
         """Whether it has begun a micro-batch and will hand it to the scorer in a moment."""
@@ -309,7 +316,8 @@ class Partition:
         turned = False
         while not self.closing:
             if not self._queue:
-                if self.stage.due():
+                if self._nudged or self.stage.due():
+                    self._nudged = False
                     await self._micro_batch(())
                     continue
                 self._arrived.clear()

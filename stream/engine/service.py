@@ -24,6 +24,7 @@ from stream.engine.exit import end_process
 from stream.engine.gate import Gate
 from stream.engine.kafka_log import KafkaLog, Offsets, TopicSet
 from stream.engine.partition import Partition, State
+from stream.engine.source_ends import SourceEnds
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import BrokenInvariant, BrokerUnreachable
 from stream.idle_partitions import Heard, left_behind, silent
@@ -78,6 +79,8 @@ class Engine(Service):
         release: awaited after the group was left.
         table: name of the table, and of its folder under the data directory.
         group: the consumer group; the app id unless told otherwise.
+        wait_ms: how long a partition's oldest chunk may wait for a fuller micro-batch; as the settings say for clicks
+            unless told otherwise; so is ``batch_limit``, records in a micro-batch of one partition.
     """
 
     partition_class: type[Partition] = Partition
@@ -91,6 +94,8 @@ class Engine(Service):
         release: Callable[[], Awaitable[None]] | None = None,
         table: str = "state",
         group: str | None = None,
+        wait_ms: float | None = None,
+        batch_limit: int | None = None,
         metrics: EngineMetrics | None = None,
         probe: Probe = no_probe,
         clock: Callable[[], int] = lambda: int(time.time() * 1000),
@@ -103,6 +108,8 @@ class Engine(Service):
         self.generation = 0
         self.group = group or settings.app_id
         self.folder: Path = settings.data_dir / table
+        self._batch_limit = batch_limit or settings.max_batch_size
+        self._wait_ms = settings.partition_wait_ms if wait_ms is None else wait_ms
         self._prepare, self._release = prepare, release
         self._plan: Plan | None = None
         self._metrics = metrics or EngineMetrics()
@@ -112,6 +119,7 @@ class Engine(Service):
         self._closing = False
         self._lock: Any = None
         self._consumer: AIOKafkaConsumer | None = None
+        self.ends = SourceEnds(self)
         self._offsets: Offsets | None = None  # its clients need a running event loop
 
     @property
@@ -119,6 +127,18 @@ class Engine(Service):
         if self._plan is None:
             raise BrokenInvariant("The engine was asked for its topics before it was started.")
         return self._plan
+
+    @property
+    def consumer(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            raise BrokenInvariant("The engine was asked for its consumer before it was started.")
+        return self._consumer
+
+    @property
+    def offsets(self) -> Offsets:
+        if self._offsets is None:
+            raise BrokenInvariant("The engine was asked for offsets before it was started.")
+        return self._offsets
 
     @property
     def topics(self) -> TopicSet:
@@ -189,13 +209,12 @@ class Engine(Service):
 
     def _partition(self, number: int) -> Partition:
         settings = self.settings
-        assert self._offsets is not None
         log = self.log_class(
             number,
             self.topics,
             client=settings.kafka.aiokafka(),
-            consumer=self._consumer,
-            offsets=self._offsets,
+            consumer=self.consumer,
+            offsets=self.offsets,
             group=self.group,
             app_id=settings.app_id,
             transaction_timeout_ms=settings.kafka.transaction_timeout_ms,
@@ -224,9 +243,9 @@ class Engine(Service):
             clock=self._clock,
             end_process=end_process,
             topic=self.topics.source,
-            batch_limit=settings.max_batch_size,
+            batch_limit=self._batch_limit,
             queue_limit=settings.queue_size,
-            wait_s=settings.partition_wait_ms / 1000,
+            wait_s=self._wait_ms / 1000,
             on_position_mismatch=settings.on_position_mismatch,
             on_data_loss=settings.on_data_loss,
             count_mismatch=self._metrics.position_mismatch,
@@ -263,9 +282,7 @@ class Engine(Service):
             end_process("reading the source", error)
 
     async def _poll_once(self) -> None:
-        consumer = self._consumer
-        assert consumer is not None
-        opening = self._steer()
+        consumer, opening = self.consumer, self._steer()
         if not any(part.state is State.OPEN for part in self.parts.values()):
             await asyncio.sleep(OPENING_POLL_MS / 1000)
             return
@@ -294,8 +311,7 @@ class Engine(Service):
 
     def _steer(self) -> bool:
         """Open what is verified, pause what is full, resume what has drained; whether any is still on its way."""
-        consumer, opening = self._consumer, False
-        assert consumer is not None
+        consumer, opening = self.consumer, False
         for part in list(self.parts.values()):
             source = TopicPartition(self.topics.source, part.number)
             if part.closing:
@@ -317,6 +333,10 @@ class Engine(Service):
 
     # ------------------------------------------------------------------ seen from outside
 
+    def now_ms(self) -> int:
+        """The wall clock."""
+        return self._clock()
+
     def open_partitions(self) -> list[Partition]:
         return [part for part in self.parts.values() if part.state is State.OPEN]
 
@@ -330,18 +350,19 @@ class Engine(Service):
 
     def lag(self) -> dict[int, int]:
         """Records between what is committed and the newest known to the broker, by partition."""
-        consumer, lag = self._consumer, {}
+        lag = {}
         for part in self.open_partitions():
-            assert consumer is not None
             assert part.stage is not None
-            high = consumer.highwater(TopicPartition(self.topics.source, part.number))
-            lag[part.number] = max(0, (high or part.stage.next_offset) - part.stage.next_offset)
+            high = self.consumer.highwater(TopicPartition(self.topics.source, part.number))
+            at = max(part.stage.next_offset, part.passed)
+            lag[part.number] = max(0, (high or at) - at)
         return lag
 
     async def _report(self) -> None:
         """Gauges once a second; never on the hot path."""
         while not self._closing:
             await asyncio.sleep(1.0)
+            await self.ends.pass_markers()
             self._metrics.partitions(len(self.parts), len(self.open_partitions()))
             lag = self.lag()
             for partition, records in lag.items():

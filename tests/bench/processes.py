@@ -65,6 +65,10 @@ def worker_environment(settings: Settings) -> dict[str, str]:
             f"FORECLICK_TOPICS__{field.upper()}": str(value)
             for field, value in settings.topics.model_dump().items()
         },
+        **{
+            f"FORECLICK_GROUPS__{field.upper()}": str(value)
+            for field, value in settings.groups.model_dump(exclude_defaults=True).items()
+        },
         "FORECLICK_APP_ID": settings.app_id,
         "FORECLICK_DATA_DIR": str(settings.data_dir),
         "FORECLICK_HTTP__PORT": str(settings.http.port),

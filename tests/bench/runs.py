@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench import latency, model, pipeline, poison, restore, stock, swap, timers
+from tests.bench import alerts, latency, model, pipeline, poison, restore, stock, swap, timers
 from tests.bench.bed import Bed, Sizes, bed
 from tests.bench.report import last_line, table
 
@@ -19,6 +19,7 @@ KEYS = (
     "committed_p99_ms",
     "swap_added_p99_ms",
     "poison_ratio",
+    "alerts_cost",
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",
@@ -65,6 +66,7 @@ _PARTS = {
     "latency": latency.run,
     "swap": swap.run,
     "poison": poison.run,
+    "alerts": alerts.run,
     "restore": restore.run,
     "timers": timers.run,
     "model": lambda ground: model.run(ground.model),

@@ -1,0 +1,172 @@
+"""What the clicks stage tells the second stage: records keyed by group, in the transaction of their clicks.
+
+    shop     every order (a purchase that names its shop)
+    item     every purchase and every cart; of an order with lines, each of its items
+    device   every purchase and cart, and the first event of each session; where no device is named, the address
+    both     one in so many of the other events, chosen by their offsets
+
+The value is the same for all groups of an event, so it is packed once. Between them stand watermarks (no key): the
+event time that a partition of the source has reached, told at most once a minute of event time, so that a partition
+without orders does not hold the others' windows open.
+
+A group's records stand in one partition of the topic, by crc32 of the key. An output ``TOPIC/3`` is partition 3 of
+that topic; what stands without a number goes to the partition of its source's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Final
+from zlib import crc32
+
+import msgspec
+import numpy as np
+
+from stream.events import Event
+from stream.group_detectors import DEVICE, ITEM, SHOP, Group, GroupEvent
+from stream.stage import Message
+
+__all__ = ["TELL_MS", "GroupRecords", "Watermark", "group_of", "read_record", "routed"]
+
+#: Event time after which a partition tells its watermark again.
+TELL_MS: Final = 60_000
+_ENGAGED: Final = frozenset({"purchase", "cart"})
+_MOST_LINES: Final = 16  # of one order; what buys more lines is no detail of this stage
+_LONGEST_ID: Final = 256  # bytes; a longer one is told by its hash
+
+
+class Watermark(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The highest event time that one partition of the source has applied."""
+
+    partition: int
+    event_time_ms: int
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_event = msgspec.msgpack.Decoder(GroupEvent).decode
+_unpack_watermark = msgspec.msgpack.Decoder(Watermark).decode
+
+
+def routed(topic: str, partition: int) -> str:
+    """The name of an output that is one partition of a topic."""
+    return f"{topic}/{partition}"
+
+
+def group_of(key: bytes) -> Group:
+    """The group of a record's key."""
+    kind, _, name = key.decode().partition(":")
+    return Group(kind, name)
+
+
+def read_record(key: bytes | None, value: bytes) -> GroupEvent | Watermark:
+    """What a record of the topic holds.
+
+    Raises:
+        msgspec.DecodeError: it is none of ours.
+    """
+    return _unpack_watermark(value) if key is None else _unpack_event(value)
+
+
+class GroupRecords:
+    """Renders the records of one source partition.
+
+    Args:
+        topic: of groups; ``partitions`` it has.
+        kinds: types of groups that are wanted.
+        one_in: of the other engagements, one in so many is told; 0 tells none.
+    """
+
+    def __init__(self, topic: str, partitions: int, kinds: Iterable[str], one_in: int) -> None:
+        self._outputs = [routed(topic, number) for number in range(partitions)]
+        kinds = frozenset(kinds)
+        self._shops, self._items, self._devices = SHOP in kinds, ITEM in kinds, DEVICE in kinds
+        self._one_in = one_in
+        self._told_ms = 0
+
+    def messages(
+        self,
+        events: Sequence[Event],
+        partition: int,
+        offsets: np.ndarray,
+        gap_ms: np.ndarray,
+        session_position: np.ndarray,
+    ) -> dict[str, list[Message]]:
+        """Messages by output, in the order of the events.
+
+        Args:
+            events: M applied ones.
+            partition: of the source.
+            offsets: (M,) in it.
+            gap_ms: (M,) since each user's event before, -1 for the first.
+            session_position: (M,) from 1.
+        """
+        found: dict[str, list[Message]] = {}
+        if not len(events):
+            return found
+        wanted = np.array([event.action in _ENGAGED for event in events], np.bool_)
+        wanted |= session_position == 1
+        if self._one_in:
+            mixed = (offsets.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+            wanted |= mixed % np.uint64(self._one_in) == 0
+        outputs, count = self._outputs, len(self._outputs)
+        chosen = np.flatnonzero(wanted)
+        for place, offset, gap, position in zip(
+            chosen.tolist(),
+            offsets[chosen].tolist(),
+            gap_ms[chosen].tolist(),
+            session_position[chosen].tolist(),
+            strict=True,
+        ):
+            event = events[place]
+            keys = self._keys(event)
+            if not keys:
+                continue
+            value = _pack(
+                GroupEvent(
+                    event.event_time_ms,
+                    event.user_id,
+                    event.action,
+                    partition,
+                    offset,
+                    event.event_id,
+                    event.order_id,
+                    event.item_id,
+                    event.shop_id,
+                    gap,
+                    position,
+                )
+            )
+            for key in keys:
+                found.setdefault(outputs[crc32(key) % count], []).append((key, value, []))
+        self._tell(max(event.event_time_ms for event in events), partition, found)
+        return found
+
+    def _keys(self, event: Event) -> list[bytes]:
+        keys = []
+        if self._shops and event.shop_id and event.action == "purchase":
+            keys.append(_key(SHOP, event.shop_id))
+        if self._items:
+            if event.item_id:
+                keys.append(_key(ITEM, event.item_id))
+            for line in (event.lines or ())[:_MOST_LINES]:
+                if line.item_id and (key := _key(ITEM, line.item_id)) not in keys:
+                    keys.append(key)
+        if self._devices and (device := event.device_id or event.ip):
+            keys.append(_key(DEVICE, device))
+        return keys
+
+    def _tell(self, latest_ms: int, partition: int, found: dict[str, list[Message]]) -> None:
+        if latest_ms < self._told_ms + TELL_MS:
+            return
+        self._told_ms = latest_ms
+        value = _pack(Watermark(partition, latest_ms))
+        for output in self._outputs:
+            found.setdefault(output, []).append((None, value, []))
+
+
+def _key(kind: str, name: str) -> bytes:
+    key = f"{kind}:{name}".encode()
+    if len(key) <= _LONGEST_ID:
+        return key
+    return f"{kind}:{blake2b(key, digest_size=16).hexdigest()}".encode()

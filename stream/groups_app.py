@@ -1,0 +1,170 @@
+"""The groups stage of one worker: a second engine beside that of clicks, over the topic that those write."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import structlog
+
+from stream.broker.topics import TopicInfo, describe_topics
+from stream.brushed_shops import BrushedShops
+from stream.engine.exit import end_process
+from stream.engine.kafka_log import TopicSet
+from stream.engine.partition import State
+from stream.engine.quiet import wait_for_nobody_quiet
+from stream.engine.service import Engine, Plan
+from stream.engine.store import Store
+from stream.errors import TopicError
+from stream.group_detectors import GroupDetector
+from stream.group_records import GroupRecords
+from stream.groups_stage import SOURCES_KEY, GroupsWork, Sources
+from stream.local_rows import GROUPS_TABLE
+from stream.metrics import GroupMetrics, Metrics
+from stream.order_brushing import OrderBrushing
+from stream.scoring import readable_id
+from stream.settings import Settings
+
+logger = structlog.get_logger("foreclick.groups")
+
+BATCH_LIMIT = 1024  # records of one micro-batch: clicks wait in the same event loop
+
+
+def detectors_of(settings: Settings, topic: str) -> list[GroupDetector]:
+    """The detectors that run live. ``topic`` is the input, which evidence names."""
+    late_limit_ms = settings.late_limit_s * 1000
+    return [BrushedShops(OrderBrushing(topic, late_limit_ms=late_limit_ms))]
+
+
+class Groups:
+    """The second stage: topics, engine and metrics.
+
+    Args:
+        clicks: the engine of the first stage, in the same worker.
+    """
+
+    def __init__(self, settings: Settings, clicks: Engine, metrics: Metrics):
+        self.settings = settings
+        self.metrics = GroupMetrics(metrics)
+        self.engine = Engine(
+            settings,
+            self.prepare,
+            release=self.release,
+            table=GROUPS_TABLE,
+            group=settings.groups_group,
+            wait_ms=settings.groups.wait_ms,
+            batch_limit=BATCH_LIMIT,
+            metrics=self.metrics,
+        )
+        self._clicks = clicks
+        self._watching: asyncio.Task[None] | None = None
+
+    async def prepare(self) -> Plan:
+        """Check the topics; the first stage is up already."""
+        settings = self.settings
+        topics, source = await asyncio.to_thread(groups_topics, settings)
+        detectors = detectors_of(settings, source.name)
+        logger.info("groups", kinds=settings.groups.kinds, detectors=[each.kind for each in detectors])
+
+        def make_work(partition: int, store: Store) -> GroupsWork:  # noqa: ARG001 - all alike
+            (held,) = store.get([SOURCES_KEY])
+            return GroupsWork(
+                detectors=detectors,
+                sources=Sources(source.partitions, held),
+                late_limit_ms=settings.late_limit_s * 1000,
+                cool_down_ms=settings.groups.cool_down_s * 1000,
+                alerts_topic=settings.alerts_fraud_topic,
+                topic_id=readable_id(source.topic_id),
+                source=f"/{settings.app_id}/{source.name}",
+                fetch=store.get,
+                stored=store.items(),
+                observe=self.metrics.committed,
+            )
+
+        self._watching = asyncio.create_task(
+            wait_for_nobody_quiet(
+                self._clicks, self.engine, source.partitions, settings.groups.quiet_s, end_process
+            ),
+            name="quiet partitions",
+        )
+        return Plan(topics, make_work)
+
+    async def release(self) -> None:
+        """Stop looking at the first stage."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def stats(self) -> dict[str, Any]:
+        """Where every partition of groups stands."""
+        parts = self.engine.parts.values()
+        return {
+            "partitions": {
+                part.number: {
+                    "state": part.state.value,
+                    "next_offset": part.stage.next_offset if part.stage else None,
+                    "rows": part.store.count() if part.store.is_open else None,
+                    "restored_records": part.restored,
+                    "watermark_ms": part.stage.watermark_ms if part.stage else None,
+                    "quiet_sources": sorted(cast(GroupsWork, part.stage.work).sources.quiet)
+                    if part.stage
+                    else [],
+                }
+                for part in parts
+            },
+            "open": sum(part.state is State.OPEN for part in parts),
+            "lag_records": sum(self.engine.lag().values()),
+        }
+
+
+def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo]:
+    """The topics of the second stage, and the input of the first.
+
+    Raises:
+        TopicError: one is missing, or the changelog has not the partitions of its source.
+    """
+    names = [
+        settings.groups_topic,
+        settings.groups_changelog_topic,
+        settings.alerts_fraud_topic,
+        settings.clicks_topic,
+    ]
+    found = describe_topics(settings.kafka.librdkafka(), names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise TopicError(
+            f"Topic {', '.join(missing)} does not exist. Create it: foreclick topics create; or run without groups: "
+            "FORECLICK_GROUPS__ENABLED=false."
+        )
+    source, changelog, alerts, clicks = (found[name] for name in names)
+    if source.partitions != changelog.partitions:
+        raise TopicError(
+            f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
+            f"{changelog.partitions}: rows would be looked for where they are not. Delete both, then run "
+            "`foreclick topics create`."
+        )
+    topics = TopicSet(
+        source=source.name,
+        source_id=source.topic_id,
+        changelog=changelog.name,
+        changelog_id=changelog.topic_id,
+        outputs={alerts.name: alerts.partitions},
+        tombstone_retention_ms=changelog.delete_retention_ms,
+    )
+    return topics, clicks
+
+
+def group_records(settings: Settings, partitions: int) -> GroupRecords | None:
+    """What renders the records of one source partition; None when groups are off.
+
+    Args:
+        partitions: of the topic of groups.
+    """
+    groups = settings.groups
+    if not groups.enabled:
+        return None
+    # What no detector looks at would only cost.
+    wanted = frozenset[str]().union(
+        *(each.group_types for each in detectors_of(settings, settings.clicks_topic))
+    )
+    kinds = [kind for kind in groups.kinds.split(",") if kind in wanted]
+    return GroupRecords(settings.groups_topic, partitions, kinds, groups.one_in)

@@ -1,0 +1,386 @@
+"""The groups stage: records of stream/group_records.py in, alerts and rows of the detectors out.
+
+What stage.py asks of a stage, for groups. Time here is the event time that every partition of the source has reached
+(``Sources``): the groups of one partition are fed by all of them, and one that is far ahead must not make the orders of
+the others late.
+
+    record ──► whose watermark? late? ──► a fold for each detector, group and bucket ──► said lately? ──► alert
+                                     due rows ──┘
+
+A row's key is ``group \\0 detector \\0 bucket piece``; its first piece names how many pieces there are, of 16 KiB each,
+and when the row is due. The index of due rows lives in memory and is made of the rows when a partition opens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from stream.alert_records import alert_message
+from stream.alerts import END_MS, Alert
+from stream.errors import BrokenInvariant, DamagedRow
+from stream.group_detectors import MAX_ROW_BYTES, GroupDetector, GroupEvent, Said, hold_back
+from stream.group_records import Watermark, group_of, read_record
+from stream.silence import SortedIndex
+from stream.stage import Message, Rendered, Row
+
+__all__ = ["DecodedGroups", "GroupCounts", "GroupsWork", "Sources"]
+
+#: Reserved row: the event time that each partition of the source has reached.
+SOURCES_KEY: Final = b"\0w"
+#: How far beyond the newest event the wall clock completes what a silent source left open.
+SETTLE_MS: Final = 86_400_000
+MOST_DUE: Final = 4096  # rows a micro-batch
+TURN: Final = 32  # folds between which the clicks, which wait in the same event loop, have their turn
+_VERSION: Final = 1
+_HEADER: Final = struct.Struct("<BBq")
+_TIME_BYTES: Final = 8
+
+
+class _Kept(msgspec.Struct, array_like=True, gc=False):
+    """What a row holds: what the detector keeps, and what was said."""
+
+    row: bytes | None
+    said: Said | None
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(_Kept).decode
+
+
+class Sources:
+    """How far every partition of the source has come, in event time.
+
+    Args:
+        count: of partitions.
+        raw: as the reserved row holds it; None at the very beginning.
+
+    Attributes:
+        quiet: partitions from which nothing more comes for now (stream/engine/quiet.py): nobody waits for them.
+        awakenings: how often one of them spoke again; then all are waited for, until it is known who is quiet still.
+    """
+
+    def __init__(self, count: int, raw: bytes | None = None) -> None:
+        held = struct.unpack(f"<{len(raw) // _TIME_BYTES}q", raw) if raw else ()
+        self._reached_ms = [*held, *[0] * (count - len(held))]
+        self.quiet: frozenset[int] = frozenset()
+        self.awakenings = 0
+
+    @property
+    def watermark_ms(self) -> int:
+        """What all have reached that are not quiet; what the furthest has reached when all are. It may fall."""
+        awake = [at for number, at in enumerate(self._reached_ms) if number not in self.quiet]
+        return min(awake) if awake else self.latest_ms
+
+    @property
+    def latest_ms(self) -> int:
+        """What the furthest partition has reached."""
+        return max(self._reached_ms)
+
+    @property
+    def silent(self) -> bool:
+        """Whether all are quiet."""
+        return len(self.quiet) == len(self._reached_ms)
+
+    def advance(self, partition: int, event_time_ms: int) -> bool:
+        """Take note of an event time; whether it is news."""
+        if partition >= len(self._reached_ms):
+            raise BrokenInvariant(
+                f"A record of groups names partition {partition} of a source that has {len(self._reached_ms)}."
+            )
+        if partition in self.quiet:
+            # Where one begins to speak after a pause, the others may be about to: a replay begins everywhere at once.
+            self.quiet = frozenset()
+            self.awakenings += 1
+        if event_time_ms <= self._reached_ms[partition]:
+            return False
+        self._reached_ms[partition] = event_time_ms
+        return True
+
+    def row(self) -> bytes:
+        """For the changelog."""
+        return struct.pack(f"<{len(self._reached_ms)}q", *self._reached_ms)
+
+
+class _Event(NamedTuple):
+    group: bytes
+    event: GroupEvent
+
+
+@dataclass(slots=True)
+class DecodedGroups:
+    """The records of a micro-batch in their order; ``keys`` are of the rows that their folds need."""
+
+    records: list[_Event | Watermark]
+    keys: list[bytes]
+    damaged: int
+
+
+@dataclass(slots=True)
+class GroupCounts:
+    """What a micro-batch tells the metrics."""
+
+    events: int = 0
+    late: int = 0
+    damaged: int = 0
+    due: int = 0
+    rows: int = 0
+    approximate: int = 0
+    alerts: dict[str, int] = field(default_factory=dict)
+    held_back: dict[str, int] = field(default_factory=dict)
+
+
+def row_key(group: bytes, kind: str, bucket: int) -> bytes:
+    """Of the first piece of a row."""
+    return b"%b\0%b\0%b\0" % (group, kind.encode(), bucket.to_bytes(_TIME_BYTES, "big"))
+
+
+def parts_of(key: bytes) -> tuple[bytes, str]:
+    """The group's key and the kind in a row's key, read from the right: a group's id may hold anything."""
+    group, _, kind = key[: -_TIME_BYTES - 2].rpartition(b"\0")
+    return group, kind.decode()
+
+
+class GroupsWork:
+    """The groups stage of one partition; implements ``stream.stage.Work``.
+
+    Args:
+        detectors: by kind.
+        sources: of this partition, as the store remembers them.
+        late_limit_ms: an event older than the watermark by more is late.
+        cool_down_ms: in which one alert on a subject is enough.
+        alerts_topic: where alerts go; ``topic_id`` and ``source`` name the input in their headers.
+        fetch: rows of this partition's store.
+        stored: its rows, for the index of what is due.
+        observe: told of each committed micro-batch, with the times of its receipt and its commit.
+    """
+
+    def __init__(
+        self,
+        *,
+        detectors: Sequence[GroupDetector],
+        sources: Sources,
+        late_limit_ms: int,
+        cool_down_ms: int,
+        alerts_topic: str,
+        topic_id: str,
+        source: str,
+        fetch: Callable[[list[bytes]], list[bytes | None]],
+        stored: Iterable[tuple[bytes, bytes]] = (),
+        observe: Callable[[GroupCounts, float, float], None] = lambda *_: None,
+    ) -> None:
+        self.sources = sources
+        self._detectors = {detector.kind: detector for detector in detectors}
+        self._of_type: dict[str, list[GroupDetector]] = {}
+        for detector in detectors:
+            for kind in detector.group_types:
+                self._of_type.setdefault(kind, []).append(detector)
+        self._late_limit_ms, self._cool_down_ms = late_limit_ms, cool_down_ms
+        self._alerts_topic, self._topic_id, self._source = alerts_topic, topic_id, source
+        self._fetch = fetch
+        self._observe = observe
+        self._due = SortedIndex(
+            timer for key, raw in stored if key[-1:] == b"\0" and (timer := _timer(key, raw)) is not None
+        )
+
+    # ------------------------------------------------------------------ step 2
+
+    def decode(self, records: Sequence[Any]) -> DecodedGroups:
+        read: list[_Event | Watermark] = []
+        keys: dict[bytes, None] = {}
+        damaged = 0
+        for record in records:
+            try:
+                found = read_record(record.key, record.value or b"")
+                if isinstance(found, Watermark):
+                    read.append(found)
+                    continue
+                keys.update(dict.fromkeys(key for key, _ in self._rows_of(record.key, found)))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                damaged += 1
+            else:
+                read.append(_Event(record.key, found))
+        return DecodedGroups(read, list(keys), damaged)
+
+    def _rows_of(self, group: bytes, event: GroupEvent) -> list[tuple[bytes, GroupDetector]]:
+        return [
+            (
+                row_key(group, each.kind, event.event_time_ms // each.bucket_ms + 1 if each.bucket_ms else 0),
+                each,
+            )
+            for each in self._of_type.get(group_of(group).type, ())
+        ]
+
+    # ------------------------------------------------------------------ steps 4 to 6
+
+    async def score(self, decoded: DecodedGroups, rows: list[bytes | None], now_ms: int) -> Rendered:
+        """Fold what is not late, and what is due."""
+        counts = GroupCounts(damaged=decoded.damaged)
+        wanted, moved = self._sort_out(decoded, counts)
+        raws = dict(zip(decoded.keys, rows, strict=True))
+        watermark_ms = self.sources.watermark_ms
+        horizon_ms = max(watermark_ms, self._horizon_ms(now_ms))
+        due = [key for key in self._due_keys(horizon_ms, MOST_DUE) if key not in wanted]
+        counts.due = len(due)
+        missing = [key for key in due if key not in raws]
+        raws.update(zip(missing, self._fetch(missing), strict=True))
+
+        written: list[Row] = [(SOURCES_KEY, self.sources.row())] if moved else []
+        alerts: list[Message] = []
+        folds = [
+            *((key, events, watermark_ms) for key, events in wanted.items()),
+            *((key, [], horizon_ms) for key in due),
+        ]
+        for number, (key, events, mark_ms) in enumerate(folds, 1):
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+            found = self._fold(key, raws[key], events, mark_ms, written, counts)
+            alerts += [alert_message(alert, self._topic_id, self._source) for alert in found]
+        counts.rows = len(written)
+        return Rendered({self._alerts_topic: alerts} if alerts else {}, written, watermark_ms, counts)
+
+    def _sort_out(
+        self, decoded: DecodedGroups, counts: GroupCounts
+    ) -> tuple[dict[bytes, list[GroupEvent]], bool]:
+        """Events by row, late ones left out; and whether a source has moved on."""
+        wanted: dict[bytes, list[GroupEvent]] = {}
+        sources, moved = self.sources, False
+        oldest_ms = sources.watermark_ms - self._late_limit_ms
+        for read in decoded.records:
+            said = read if isinstance(read, Watermark) else read.event
+            told_ms, partition = said.event_time_ms, said.partition
+            if sources.advance(partition, told_ms):
+                moved = True
+                oldest_ms = max(oldest_ms, sources.watermark_ms - self._late_limit_ms)
+            if isinstance(read, Watermark):
+                continue
+            counts.events += 1
+            if told_ms < oldest_ms:
+                counts.late += 1
+                continue
+            for key, _ in self._rows_of(read.group, read.event):
+                wanted.setdefault(key, []).append(read.event)
+        return wanted, moved
+
+    def _fold(
+        self,
+        key: bytes,
+        raw: bytes | None,
+        events: list[GroupEvent],
+        watermark_ms: int,
+        written: list[Row],
+        counts: GroupCounts,
+    ) -> list[Alert]:
+        """One row through its detector; what it writes goes to ``written``."""
+        group, kind = parts_of(key)
+        detector = self._detectors.get(kind)
+        old = self._pieces(key, raw)
+        if detector is None:  # of a build or a setting that had it
+            self._write(key, old, b"", 0, written)
+            self._move_timer(key, raw, 0)
+            return []
+        kept = _unpack(b"".join(old)) if old else _Kept(None, None)
+        fold = detector.fold(group_of(group), kept.row, events, watermark_ms)
+        if fold.row is not None and len(fold.row) > detector.max_row_bytes:
+            raise BrokenInvariant(
+                f"Detector {kind} made a row of {len(fold.row)} bytes of {group!r}; at most "
+                f"{detector.max_row_bytes} were agreed."
+            )
+        said, alerts = kept.said, []
+        for found in fold.alerts:
+            said, alert = hold_back(said, found, self._cool_down_ms)
+            tally = counts.held_back if alert is None else counts.alerts
+            tally[kind] = tally.get(kind, 0) + 1
+            if alert is not None:
+                alerts.append(alert)
+                counts.approximate += alert.approximate
+        due_ms = fold.due_ms
+        if said is not None and fold.row is None:
+            due_ms = min(said.event_time_ms + self._cool_down_ms, END_MS)
+            if due_ms <= watermark_ms:
+                said = None
+        nothing = fold.row is None and said is None
+        due_ms = 0 if nothing or due_ms is None else max(due_ms, watermark_ms + 1)
+        self._write(key, old, b"" if nothing else _pack(_Kept(fold.row, said)), due_ms, written)
+        self._move_timer(key, raw, due_ms)
+        return alerts
+
+    def _move_timer(self, key: bytes, raw: bytes | None, due_ms: int) -> None:
+        self._due.move(None if raw is None else _timer(key, raw), _timer_key(due_ms, key) if due_ms else None)
+
+    def _pieces(self, key: bytes, raw: bytes | None) -> list[bytes]:
+        """The pieces of a row, without the first one's header."""
+        if raw is None:
+            return []
+        version, count, _ = _header(raw)
+        if version != _VERSION:
+            raise DamagedRow(
+                f"A row of groups is of version {version}; this build reads {_VERSION}. Use the build that wrote it."
+            )
+        rest = self._fetch([_piece_key(key, number) for number in range(1, count)]) if count > 1 else []
+        if None in rest:
+            raise DamagedRow(f"A row of groups lacks pieces: {key!r}. Restore the store.")
+        return [raw[_HEADER.size :], *(piece for piece in rest if piece is not None)]
+
+    @staticmethod
+    def _write(key: bytes, old: list[bytes], packed: bytes, due_ms: int, written: list[Row]) -> None:
+        """The pieces that changed; those that are no longer needed are erased."""
+        size = MAX_ROW_BYTES - _HEADER.size
+        new = [packed[start : start + size] for start in range(0, len(packed), size)]
+        if new:
+            written.append((key, _HEADER.pack(_VERSION, len(new), due_ms) + new[0]))
+        elif old:
+            written.append((key, None))
+        written += [
+            (_piece_key(key, number), piece)
+            for number, piece in enumerate(new)
+            if number and (number >= len(old) or old[number] != piece)
+        ]
+        written += [(_piece_key(key, number), None) for number in range(max(1, len(new)), len(old))]
+
+    # ------------------------------------------------------------------ what is due
+
+    def _horizon_ms(self, now_ms: int) -> int:
+        """Where windows end when the whole source is silent: the wall clock goes on, to a day after its last event."""
+        latest_ms = self.sources.latest_ms
+        return min(now_ms, latest_ms + SETTLE_MS) if latest_ms and self.sources.silent else 0
+
+    def has_due(self, now_ms: int) -> bool:
+        """Whether a micro-batch without records would do anything."""
+        horizon_ms = max(self.sources.watermark_ms, self._horizon_ms(now_ms))
+        return bool(self._due_keys(horizon_ms, 1))
+
+    def _due_keys(self, horizon_ms: int, most: int) -> list[bytes]:
+        """Keys of the rows that are due by then, the earliest first."""
+        timers = self._due.timers_before(_timer_key(horizon_ms + 1, b""), most)
+        return [timer[_TIME_BYTES:] for timer in timers]
+
+    # ------------------------------------------------------------------ step 9
+
+    def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
+        self._observe(rendered.counts, received_s, committed_s)
+
+
+def _header(raw: bytes) -> tuple[int, int, int]:
+    if len(raw) < _HEADER.size:
+        raise DamagedRow(f"A row of groups has {len(raw)} bytes. Restore the store.")
+    version, count, due_ms = _HEADER.unpack_from(raw)
+    return version, count, due_ms
+
+
+def _timer_key(due_ms: int, key: bytes) -> bytes:
+    return due_ms.to_bytes(_TIME_BYTES, "big") + key
+
+
+def _timer(key: bytes, raw: bytes) -> bytes | None:
+    due_ms = _header(raw)[2]
+    return _timer_key(due_ms, key) if due_ms else None
+
+
+def _piece_key(key: bytes, number: int) -> bytes:
+    return key[:-1] + bytes([number])

@@ -1,0 +1,83 @@
+"""What groups and timers cost: the same backlog with the second stage and without, in turns, on one broker.
+
+A figure is of clicks: events a second from the first to the last prediction, while the second stage works beside. How
+long that takes to read the rest of what it was told is said too.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+from stream.settings import Settings
+from tests.bench.bed import Bed, now_ms
+from tests.bench.pipeline import HISTORY_MS
+from tests.bench.processes import wait_until
+from tests.bench.readers import read_predictions
+from tests.bench.report import stages, table, tell
+from tests.bench.traffic import Pair, send_backlog
+
+ITEMS_A_SHOP = 50
+
+
+def with_shops(records: Iterator[Pair]) -> Iterator[Pair]:
+    """Each event names the shop of its item and a device of its user, so all kinds of groups have work."""
+    item = re.compile(rb'"item_id":"i(\d+)"')
+    for key, value in records:
+        found = item.search(value)
+        shop = int(found[1]) // ITEMS_A_SHOP if found else 0
+        yield key, b'%b,"shop_id":"s%d","device_id":"d-%b"}' % (value[:-1], shop, key)
+
+
+def events_per_s(bed: Bed, part: str, enabled: bool) -> tuple[float, dict[str, float]]:
+    """Events a second of a fresh worker over the backlog, and what its second stage took."""
+    settings: Settings = bed.topics(part)
+    settings = settings.model_copy(update={"groups": settings.groups.model_copy(update={"enabled": enabled})})
+    events = bed.sizes.events
+    tell(f"{part}: {events} events of {bed.sizes.users} users into {settings.clicks_topic}")
+    records = bed.traffic(part).records(events, now_ms() - HISTORY_MS, (HISTORY_MS - 60_000) / events)
+    send_backlog(bed.client, settings.clicks_topic, with_shops(records))
+    with bed.worker(settings, part) as worker:
+        worker.wait_ready(lambda text: None)
+        bed.wait_drained(settings, worker)
+        drained_s = time.monotonic()
+        if enabled:
+            tell(f"{part}: waiting for the second stage")
+            wait_until(
+                "the second stage",
+                lambda: worker.stats()["groups"]["lag_records"] == 0,
+                worker.check,
+                timeout_s=300,
+            )
+        late_s = time.monotonic() - drained_s
+        stats, counters = worker.stats(), worker.counters()
+    written = read_predictions(bed.client, settings.predictions_topic, bed.sizes.events)
+    stages(f"{part}: wall time by step, summed over partitions", stats["spent_s"], bed.sizes.events)
+    return written.events_per_s, {
+        "records": counters.get("foreclick_groups_events_total", 0.0),
+        "late_s": late_s,
+    }
+
+
+def run(bed: Bed) -> dict[str, float]:
+    """Without, with, with, without: what the machine does meanwhile counts on both sides."""
+    first, _ = events_per_s(bed, "without-1", False)
+    second, told = events_per_s(bed, "with-1", True)
+    third, again = events_per_s(bed, "with-2", True)
+    fourth, _ = events_per_s(bed, "without-2", False)
+    ratio = (second + third) / (first + fourth)
+    table(
+        "alerts: a backlog with groups and without",
+        ("what", "value"),
+        [
+            ("events a second, without", first),
+            ("events a second, with groups", second),
+            ("events a second, with groups, again", third),
+            ("events a second, without, again", fourth),
+            ("ratio", ratio),
+            ("records of groups an event", told["records"] / bed.sizes.events),
+            ("seconds until the second stage had read the rest", max(told["late_s"], again["late_s"])),
+        ],
+    )
+    return {"alerts_cost": ratio}

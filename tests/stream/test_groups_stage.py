@@ -1,0 +1,337 @@
+"""Laws of the groups stage: alerts do not depend on cuts, on which source is ahead, or on where rows were stored."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+from zlib import crc32
+
+import jsonschema
+import msgspec
+import numpy as np
+import pytest
+
+from stream.alerts import Alert
+from stream.brushed_shops import BrushedShops
+from stream.engine.unfinished import source_offset
+from stream.errors import BrokenInvariant
+from stream.events import Event, Line
+from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupDetector, GroupEvent
+from stream.group_records import GroupRecords, Watermark, read_record
+from stream.groups_stage import MOST_DUE, SETTLE_MS, SOURCES_KEY, GroupsWork, Sources
+from stream.order_brushing import OrderBrushing, ShopLog
+from stream.outputs import load_schema
+from stream.stage import Message, Rendered
+
+HOUR_MS = 3_600_000
+START_MS = 1_577_836_800_000
+RULE = OrderBrushing("clicks")
+LATE_MS = RULE.late_limit_ms
+
+
+def orders_of(seed: int, count: int = 300) -> list[Event]:
+    """Purchases of a day in six shops, some of them brushed, by time."""
+    rng = random.Random(seed)
+    events = []
+    for number in range(count):
+        shop = rng.randrange(6)
+        buyer = rng.randrange(3) if shop < 3 else rng.randrange(60)
+        events.append(
+            Event(
+                user_id=f"u{shop}-{buyer}",
+                event_time_ms=START_MS + rng.randrange(24 * HOUR_MS),
+                action="purchase",
+                order_id=f"o{number}",
+                shop_id=f"s{shop}",
+                item_id="i1",
+            )
+        )
+    return sorted(events, key=lambda event: event.event_time_ms)
+
+
+def records_of(events: Sequence[Event], sources: int, kinds: tuple[str, ...] = ("shop",)) -> list[list[Any]]:
+    """What each partition of the input tells one partition of groups, events by their users' partition."""
+    told: list[list[Any]] = []
+    for partition in range(sources):
+        mine = [event for event in events if crc32(event.user_id.encode()) % sources == partition]
+        render = GroupRecords("groups", 1, kinds, 0)
+        lines = []
+        for offset, event in enumerate(mine):
+            one = np.ones(1, np.int64)
+            messages = render.messages([event], partition, offset * one, -one, one)
+            lines += [SimpleNamespace(key=key, value=value) for key, value, _ in messages["groups/0"]]
+        told.append(lines)
+    return told
+
+
+class Stored:
+    """Rows as a store keeps them; a new stage is opened upon them as after a restart."""
+
+    def __init__(self, sources: int, detectors: Sequence[GroupDetector], cool_down_ms: int = 10**12):
+        self.rows: dict[bytes, bytes] = {}
+        self.alerts: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self._sources, self._detectors, self._cool_down_ms = sources, detectors, cool_down_ms
+        self.open()
+
+    def open(self) -> None:
+        self.work = GroupsWork(
+            detectors=self._detectors,
+            sources=Sources(self._sources, self.rows.get(SOURCES_KEY)),
+            late_limit_ms=LATE_MS,
+            cool_down_ms=self._cool_down_ms,
+            alerts_topic="alerts.fraud",
+            topic_id="T",
+            source="/app/clicks",
+            fetch=lambda keys: [self.rows.get(key) for key in keys],
+            stored=[(key, row) for key, row in self.rows.items() if key[0]],
+        )
+
+    def take(self, records: Sequence[Any], now_ms: int = 0) -> Rendered:
+        decoded = self.work.decode(records)
+        rows = [self.rows.get(key) for key in decoded.keys]
+        rendered = asyncio.run(self.work.score(decoded, rows, now_ms))
+        for key, row in rendered.rows:
+            assert row is None or len(row) <= MAX_ROW_BYTES
+            if row is None:
+                self.rows.pop(key, None)
+            else:
+                self.rows[key] = row
+        sent: Sequence[Message] = list(rendered.messages.get("alerts.fraud", ()))
+        self.alerts += [json.loads(value or b"") for _, value, _ in sent]
+        self.counts.update(late=rendered.counts.late, damaged=rendered.counts.damaged)
+        return rendered
+
+    def finish(self) -> None:
+        """All sources fall silent, and the wall clock goes on."""
+        self.work.sources.quiet = frozenset(range(self._sources))
+        assert self.work.has_due(START_MS + 48 * HOUR_MS)
+        self.take([], START_MS + 48 * HOUR_MS)
+
+
+def plain(alerts: Sequence[Any]) -> dict[str, Any]:
+    found = [alert if isinstance(alert, dict) else json.loads(alert.as_json()) for alert in alerts]
+    for alert in found:
+        for each in alert["evidence"]:
+            del each["source"]
+    assert len({alert["id"] for alert in found}) == len(found), "an alert was sent twice"
+    return {alert["id"]: alert for alert in found}
+
+
+def expected(events: Sequence[Event]) -> dict[str, Any]:
+    return plain(ShopLog(RULE).alerts(enumerate(events)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_source_far_ahead_makes_no_order_of_another_late(seed: int) -> None:
+    """Partitions are read one after the other, a day apart: the alerts are those of the log in its true order."""
+    rng = random.Random(seed)
+    events = orders_of(seed)
+    stored = Stored(3, [BrushedShops(RULE)])
+    waiting = records_of(events, 3)
+    rng.shuffle(waiting)
+    if seed % 2:  # or in pieces, with a restart between any two micro-batches
+        pieces = [lines[at : at + 7] for lines in waiting for at in range(0, len(lines), 7)]
+        order = [number for number, lines in enumerate(waiting) for _ in range(0, len(lines), 7)]
+        rng.shuffle(order)
+        queues = [[piece for piece in pieces if piece[0] in lines] for lines in waiting]
+        waiting = [queues[number].pop(0) for number in order]
+    for records in waiting:
+        stored.take(records)
+        if seed % 2:
+            stored.open()
+    stored.finish()
+    assert stored.counts["late"] == 0
+    assert plain(stored.alerts) == expected(events)
+    assert stored.alerts
+
+
+def test_alerts_are_cloud_events_of_the_schema() -> None:
+    """Key, headers and value, as the topic's consumers are told to expect them."""
+    stored = Stored(1, [BrushedShops(RULE)])
+    (records,) = records_of(orders_of(1), 1)
+    sent = stored.take(records).messages["alerts.fraud"]
+    validator = jsonschema.Draft202012Validator(load_schema("alerts.fraud"))
+    for key, value, headers in sent:
+        alert = json.loads(value or b"")
+        validator.validate(alert)
+        assert key == alert["subject"].encode()
+        named = dict(headers)
+        assert named["ce_type"] == b"foreclick.alert.v1"
+        first = alert["evidence"][0]["source"]
+        place = f"T/{first['partition']}/{first['offset']}/{alert['event_time_ms']}"
+        assert named["ce_id"] == f"order_brushing/{place}/{alert['subject']}".encode()
+        assert source_offset(headers, first["partition"]) is None  # of clicks, not of what this stage reads
+
+
+def test_a_quiet_source_holds_nothing_open_until_it_speaks() -> None:
+    """It is not waited for; and when it speaks, all are, until it is known again who is quiet."""
+    sources = Sources(3)
+    sources.advance(0, 50)
+    sources.advance(1, 40)
+    assert sources.watermark_ms == 0
+    sources.quiet = frozenset({2})
+    assert sources.watermark_ms == 40
+    sources.advance(2, 10)
+    assert (sources.quiet, sources.awakenings, sources.watermark_ms) == (frozenset(), 1, 10)
+    assert Sources(4, sources.row()).row() == sources.row() + bytes(8)
+    with pytest.raises(BrokenInvariant, match="partition 3 of a source that has 3"):
+        sources.advance(3, 1)
+
+
+def test_a_silent_source_completes_what_is_open_but_forgets_nothing() -> None:
+    """The wall clock takes over up to a day beyond the last event: verdicts that live for weeks stay."""
+    stored = Stored(1, [BrushedShops(RULE)])
+    (records,) = records_of(orders_of(2), 1)
+    stored.take(records)
+    assert not stored.work.has_due(START_MS + 10**12), "a source that may go on is waited for"
+    stored.work.sources.quiet = frozenset({0})
+    stored.take([], START_MS + 10**12)
+    verdicts = [key for key in stored.rows if key != SOURCES_KEY]
+    assert verdicts
+    assert not stored.work.has_due(START_MS + 10**12)
+    newest_ms = stored.work.sources.latest_ms
+    assert stored.work._horizon_ms(START_MS + 10**12) == newest_ms + SETTLE_MS
+
+
+def test_late_and_damaged_records_are_counted_and_change_nothing() -> None:
+    """An order beyond the limit, and bytes that nobody of ours wrote."""
+    stored = Stored(1, [BrushedShops(RULE)])
+    (records,) = records_of(orders_of(3), 1)
+    (old,) = records_of([orders_of(3)[0]], 1)
+    rows = dict(stored.rows)
+    stored.take(
+        [SimpleNamespace(key=b"shop:s", value=b"junk"), SimpleNamespace(key=b"\xff", value=records[0].value)]
+    )
+    assert (stored.counts["damaged"], stored.rows) == (2, rows)
+    stored.take(records)
+    rows = dict(stored.rows)
+    stored.take(old)
+    assert (stored.counts["late"], stored.rows) == (1, rows)
+
+
+class Hoard:
+    """Keeps every user's id of a bucket, and complains about each tenth event."""
+
+    kind = "hoard"
+    group_types = frozenset({ITEM})
+    bucket_ms = HOUR_MS
+    max_row_bytes = 100_000
+
+    def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
+        users = [*(row or b"").split(), *(event.user_id.encode() for event in events)]
+        alerts = []
+        if events and len(users) % 10 == 0:
+            last = events[-1]
+            alerts = [
+                Alert(
+                    id=f"hoard/{group.id}/{len(users)}",
+                    kind=self.kind,
+                    subject_type=group.type,
+                    subject=group.id,
+                    score=0.5,
+                    severity="low",
+                    event_time_ms=last.event_time_ms,
+                    reasons=[{"code": "hoard", "text": "much"}],
+                    evidence=[],
+                    members=["u"],
+                )
+            ]
+        end_ms = (START_MS // HOUR_MS + 1) * HOUR_MS
+        if watermark_ms >= end_ms + LATE_MS:
+            return Fold(None, alerts)
+        return Fold(b" ".join(users), alerts, end_ms + LATE_MS)
+
+
+def test_a_row_is_kept_in_pieces_and_a_bucket_is_forgotten() -> None:
+    """60 kB in pieces of at most 16 KiB, only changed ones written again; then all of them are erased."""
+    stored = Stored(1, [Hoard()], cool_down_ms=0)
+    events = [
+        Event(user_id=f"user-{n:06}-" + "x" * 600, event_time_ms=START_MS + n, action="cart", item_id="i")
+        for n in range(100)
+    ]
+    (records,) = records_of(events, 1, ("item",))
+    for record in records[:-1]:
+        stored.take([record])
+        stored.open()
+    rendered = stored.take(records[-1:])
+    assert sum(map(len, stored.rows.values())) > 60_000
+    assert len([key for key, _ in rendered.rows if key != SOURCES_KEY]) <= 3
+    assert [alert["id"] for alert in stored.alerts] == [f"hoard/i/{n}" for n in range(10, 101, 10)]
+    later = Watermark(0, START_MS + 2 * HOUR_MS)
+    encoded = SimpleNamespace(key=None, value=msgspec.msgpack.encode(later))
+    stored.take([encoded])
+    assert stored.rows.keys() == {SOURCES_KEY}
+
+
+def test_one_alert_a_subject_in_a_cool_down_also_across_restarts() -> None:
+    """Nine findings on one item, one alert, eight held back: said again when the cool-down has passed."""
+    stored = Stored(1, [Hoard()], cool_down_ms=95)
+    events = [
+        Event(user_id=f"u{n}", event_time_ms=START_MS + n, action="cart", item_id="i") for n in range(120)
+    ]
+    (records,) = records_of(events, 1, ("item",))
+    for record in records:
+        stored.take([record])
+        stored.open()
+    assert [(alert["id"], alert["held_back"], alert["supersedes"]) for alert in stored.alerts] == [
+        ("hoard/i/10", 0, None),
+        ("hoard/i/110", 9, "hoard/i/10"),
+    ]
+
+
+def test_many_due_rows_are_taken_in_portions() -> None:
+    """A micro-batch is bounded, and what is left is still due."""
+    stored = Stored(1, [BrushedShops(RULE)])
+    count = MOST_DUE + 10
+    events = [
+        Event(user_id="u", event_time_ms=START_MS, action="purchase", order_id=f"o{n}", shop_id=f"s{n}")
+        for n in range(count)
+    ]
+    (records,) = records_of(events, 1)
+    stored.take(records)
+    stored.work.sources.quiet = frozenset({0})
+    assert stored.take([], START_MS + 3 * HOUR_MS).counts.due == MOST_DUE
+    assert stored.work.has_due(START_MS + 3 * HOUR_MS)
+    assert stored.take([], START_MS + 3 * HOUR_MS).counts.due == 10
+    assert stored.rows.keys() == {SOURCES_KEY}
+
+
+def test_records_name_the_groups_of_an_event_once() -> None:
+    """Orders to their shop, engagements to items and devices, other events by their offset; long ids by a hash."""
+    render = GroupRecords("groups", 3, ("shop", "item", "device"), 4)
+    n = 400
+    events = [
+        Event(user_id="u", event_time_ms=START_MS, action="view", item_id="i", ip="10.0.0.1")
+        for _ in range(n)
+    ]
+    later = np.full(n, 5)
+    messages = render.messages(events, 2, np.arange(n), later, later)
+    keys = Counter(key for lines in messages.values() for key, _, _ in lines)
+    assert keys[None] == 3, "each partition is told the watermark"
+    assert 0.15 < keys[b"item:i"] / n < 0.35
+    assert keys[b"item:i"] == keys[b"device:10.0.0.1"]
+    for output, lines in messages.items():
+        for key, value, _ in lines:
+            assert key is None or output == f"groups/{crc32(key) % 3}"
+            assert read_record(key, value or b"") is not None
+    order = Event(
+        user_id="u",
+        event_time_ms=START_MS,
+        action="purchase",
+        item_id="i",
+        shop_id="s" * 1000,
+        device_id="d",
+        ip="10.0.0.1",
+        lines=[Line(item_id="j"), Line(item_id="i")],
+    )
+    messages = render.messages([order], 2, np.array([1]), np.array([5]), np.array([5]))
+    keys = Counter(key for lines in messages.values() for key, _, _ in lines)
+    assert {len(key) for key in keys if key.startswith(b"shop:")} == {37}
+    assert {key for key in keys if not key.startswith(b"shop:")} == {b"item:i", b"item:j", b"device:d"}
+    assert set(keys.values()) == {1}

@@ -33,7 +33,9 @@ def with_shops(records: Iterator[Pair]) -> Iterator[Pair]:
 def events_per_s(bed: Bed, part: str, enabled: bool) -> tuple[float, dict[str, float]]:
     """Events a second of a fresh worker over the backlog, and what its second stage took."""
     settings: Settings = bed.topics(part)
-    settings = settings.model_copy(update={"groups": settings.groups.model_copy(update={"enabled": enabled})})
+    groups = settings.groups.model_copy(update={"enabled": enabled})
+    churn = settings.churn.model_copy(update={"alerts": enabled})
+    settings = settings.model_copy(update={"groups": groups, "churn": churn})
     events = bed.sizes.events
     tell(f"{part}: {events} events of {bed.sizes.users} users into {settings.clicks_topic}")
     records = bed.traffic(part).records(events, now_ms() - HISTORY_MS, (HISTORY_MS - 60_000) / events)

@@ -71,6 +71,9 @@ class Bed:
             data_dir=self.folder / part,
             http__port=free_port(),
             model=self.model,
+            # The peers' work is scores; what alerts cost on top of them is a part of its own.
+            groups__enabled=False,
+            churn__alerts=False,
         )
 
     def topics(self, part: str) -> Settings:

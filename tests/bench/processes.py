@@ -66,8 +66,9 @@ def worker_environment(settings: Settings) -> dict[str, str]:
             for field, value in settings.topics.model_dump().items()
         },
         **{
-            f"FORECLICK_GROUPS__{field.upper()}": str(value)
-            for field, value in settings.groups.model_dump(exclude_defaults=True).items()
+            f"FORECLICK_{part.upper()}__{field.upper()}": str(value)
+            for part in ("groups", "churn")
+            for field, value in getattr(settings, part).model_dump(exclude_defaults=True).items()
         },
         "FORECLICK_APP_ID": settings.app_id,
         "FORECLICK_DATA_DIR": str(settings.data_dir),

@@ -38,6 +38,8 @@ _NUMBERS = {
     "price_missing": 1,
     "repeat_item": 1,
     "repeat_category": 1,
+    "category_run": 1,
+    "category_share": 1,
     "session_actions": -1,
     "life_actions": -1,
     "action_age": -1,
@@ -126,8 +128,11 @@ class OneRowModel:
         state = torch.from_numpy(before.astype(np.float32)[None])
         x = self._inputs(row, seen)
         direct = torch.nn.functional.linear(x, self._shortcut)
-        h, c = torch.lstm_cell(x, (state[:, D:read], state[:, read:]), *self._lstm)
-        after = torch.cat([direct, h, c], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
+        end = read + self.hidden
+        older_before = [int(place) for place in before[end:]]
+        older = self._older(older_before, window_before, row, seen)
+        h, c = torch.lstm_cell(x, (state[:, D:read], state[:, read:end]), *self._lstm)
+        after = torch.cat([direct, h, c, torch.tensor([older])], dim=1).clamp_(-HALF_MAX, HALF_MAX).half()
         row.state = after.numpy().tobytes()
         row.fingerprint = self.fingerprint
         both = torch.cat([state[:, :read], after[:, :read].float()])
@@ -136,8 +141,9 @@ class OneRowModel:
         chances = torch.softmax(logits, dim=1).numpy()
         logits_of = logits.numpy()
 
-        terms = self._terms(small[0], chances[0], logits_of[0], CODES.unpack(window_before), seen)
-        codes = CODES.unpack(row.window_categories)
+        codes = self._named(older_before) + CODES.unpack(window_before)
+        terms = self._terms(small[0], chances[0], logits_of[0], codes, seen)
+        codes = self._named(older) + CODES.unpack(row.window_categories)
         actions, mixture, purchase = self._small_heads(small[1])
         too_predictable, score = self._judge(row, sum(terms))
         return Answer(
@@ -151,6 +157,18 @@ class OneRowModel:
             score,
         )
 
+    def _older(self, before: list[int], window_before: bytes, row: UserRow, seen: Seen) -> list[int]:
+        """The vocabulary indices of categories that the window has forgotten, as of ``models.older``."""
+        oldest = CODES.unpack(window_before)[0]
+        stays = oldest in CODES.unpack(row.window_categories)
+        line = [*before, 0 if stays else self._index.get(oldest, 0)]
+        entered = self._index.get(seen.category, 0)
+        kept = [place for place in line if place and place != entered]
+        return [*[0] * (len(line) - len(kept)), *kept][1:]
+
+    def _named(self, older: list[int]) -> tuple[int, ...]:
+        return tuple(self._codes[place] if place else 0 for place in older)
+
     # ------------------------------------------------------------------ what the network reads
 
     def _inputs(self, row: UserRow, seen: Seen) -> torch.Tensor:
@@ -162,6 +180,10 @@ class OneRowModel:
         recent = window[1 - WINDOW :]
         followers = [b for a, b in pairwise(window) if a == seen.action]
         category = seen.category
+        codes = CODES.unpack(row.window_categories)
+        run = (
+            next((n for n, code in enumerate(reversed(codes)) if code != category), WINDOW) if category else 0
+        )
         index = self._index.get(category, 0)
         priced = seen.log_price == seen.log_price  # NaN is not equal to itself
         numbers = [
@@ -178,6 +200,8 @@ class OneRowModel:
             not priced,
             seen.repeat_item,
             seen.repeat_category,
+            log1p(run),
+            codes.count(category) / WINDOW if category else 0.0,
             *map(log1p, row.action_session),
             *map(log1p, row.action_life),
             *[0.0 if age == NEVER_S else log1p(age + 1) for age in seen.ages_s],

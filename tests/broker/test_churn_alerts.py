@@ -130,8 +130,8 @@ def test_an_idle_partition_is_moved_on_while_others_advance_and_a_silent_source_
 ) -> None:
     """Live: a user whose partition has gone quiet is missed as soon as another partition goes on, and not before."""
     churn = settings.churn.model_copy(
-        update={"threshold": 0.001, "idle_s": 1}
-    )  # everybody, after half an hour
+        update={"horizon_s": 1_800, "threshold": 0.001, "idle_s": 1}
+    )  # everybody who may not be back within half an hour, after half an hour
     worker = start(churn=churn)
     homes: dict[int, str] = {}
     now_ms = int(time.time() * 1000)

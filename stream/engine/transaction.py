@@ -26,7 +26,7 @@ from stream.engine import wire
 from stream.errors import BrokenInvariant
 from stream.stage import Message
 
-MAX_BATCH_BYTES = 1_000_000  # under the broker's default message.max.bytes
+MAX_BATCH_BYTES = 1_000_000  # of several records; under the broker's default message.max.bytes
 PAUSE_S = 0.005  # after "the transaction before is still being ended": a few milliseconds
 LONG_PAUSE_S = 0.05  # after anything that takes an election
 METADATA_S = 2.0
@@ -54,10 +54,9 @@ class Batch(NamedTuple):
 
 
 def batches_of(items: Iterable[Message], now_ms: int) -> list[Batch]:
-    """Record batches (magic 2, uncompressed), in order.
+    """Record batches (magic 2, uncompressed), in order; a record larger than a batch goes alone.
 
-    Raises:
-        BrokenInvariant: one record alone is larger than a batch.
+    Whether that is too large is the topic's to say: the dead letters' topic takes more than others.
     """
     batches: list[Batch] = []
     builder, count = _builder(), 0
@@ -68,8 +67,6 @@ def batches_of(items: Iterable[Message], now_ms: int) -> list[Batch]:
             builder, count = _builder(), 0
             append = builder.append
             append(0, now_ms, key, value, headers)  # the first is always taken
-        if not count and builder.size() > MAX_BATCH_BYTES:
-            raise BrokenInvariant(f"A record of {len(value or b'')} bytes does not fit any batch.")
         count += 1
     if count:
         batches.append(Batch(builder, count))

@@ -106,13 +106,13 @@ def verify(
     *, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = None, as_json: Json = False
 ) -> None:
     """Compare the rows on this machine with the changelog; exit 1 when they contradict each other."""
-    from stream.local_rows import GROUPS_TABLE, partitions_on_disk
+    from stream.local_rows import GROUPS_TABLE, TABLE, partitions_on_disk
     from stream.settings import load_settings
 
     settings = load_settings(kafka__bootstrap_servers=bootstrap_servers, data_dir=data_dir)
-    comparisons = _compared(settings, settings.changelog_topic, partitions_on_disk(settings))
-    if groups := partitions_on_disk(settings, GROUPS_TABLE):
-        comparisons += _compared(settings, settings.groups_changelog_topic, groups)
+    comparisons = _compared(settings, settings.changelog_topic, TABLE)
+    if partitions_on_disk(settings, GROUPS_TABLE):
+        comparisons += _compared(settings, settings.groups_changelog_topic, GROUPS_TABLE)
     totals = {
         name: sum(getattr(each, name) for each in comparisons)
         for name in ("equal", "different", "missing", "extra", "newer")
@@ -134,16 +134,16 @@ def verify(
         raise typer.Exit(1)
 
 
-def _compared(settings: Settings, name: str, folders: list[Path]) -> list[Comparison]:
-    """The rows of one stage against its changelog."""
+def _compared(settings: Settings, name: str, table: str) -> list[Comparison]:
+    """The rows of one stage against its changelog, which is asked for first."""
     from stream.errors import StoreError
-    from stream.local_rows import LocalRows, compare
+    from stream.local_rows import LocalRows, compare, partitions_on_disk
     from stream.topic_reader import bounds, read, reader
     from stream.topics import existing
 
     changelog = existing(settings, name)
     comparisons = []
-    for folder in folders:
+    for folder in partitions_on_disk(settings, table):
         rows = LocalRows(folder)
         number = rows.partition
         if rows.changelog_id not in (None, changelog.topic_id):

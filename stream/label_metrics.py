@@ -8,15 +8,14 @@ from prometheus_client import Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stream.engine.service import EngineMetrics
 from stream.label_join import Tally
 from stream.labels_stage import LabelCounts
-from stream.metrics import Metrics
+from stream.metrics import Metrics, StageMetrics
 
 __all__ = ["LabelMetrics"]
 
 
-class LabelMetrics(EngineMetrics):
+class LabelMetrics(StageMetrics):
     """What the stage of labels tells, in the worker's registry.
 
     Args:
@@ -59,19 +58,6 @@ class LabelMetrics(EngineMetrics):
             self.labels.labels(outcome).inc(count)
         for reason, count in counts.dead_letters.items():
             self._dead_letters.labels(reason).inc(count)
-
-    def position_mismatch(self) -> None:
-        self.mismatches.inc()
-
-    def lag(self, partition: int, records: int) -> None:
-        self._lag.labels(str(partition)).set(records)
-
-    def rows(self, rows: int) -> None:
-        self._rows.set(rows)
-
-    def forget(self, partition: int) -> None:
-        if (str(partition),) in self._lag._metrics:
-            self._lag.remove(str(partition))
 
 
 class _Judged(Collector):

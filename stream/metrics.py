@@ -58,7 +58,28 @@ class ArrayHistogram(Collector):
         )
 
 
-class Metrics(EngineMetrics):
+class StageMetrics(EngineMetrics):
+    """What every engine tells alike; each stage has a counter and gauges of its own names for it."""
+
+    mismatches: Counter
+    _rows: Gauge
+    _lag: Gauge
+
+    def position_mismatch(self) -> None:
+        self.mismatches.inc()
+
+    def lag(self, partition: int, records: int) -> None:
+        self._lag.labels(str(partition)).set(records)
+
+    def rows(self, rows: int) -> None:
+        self._rows.set(rows)
+
+    def forget(self, partition: int) -> None:
+        if (str(partition),) in self._lag._metrics:
+            self._lag.remove(str(partition))
+
+
+class Metrics(StageMetrics):
     """Every metric of a worker, in a registry of its own."""
 
     def __init__(self) -> None:
@@ -128,7 +149,7 @@ class Metrics(EngineMetrics):
         )
         for result in ("activated", "refused"):
             self.activations.labels(result)
-        self.state_rows = gauge("state_rows", "Rows in the local stores, estimated")
+        self._rows = gauge("state_rows", "Rows in the local stores, estimated")
         self._lag = gauge("consumer_lag_records", "Records not yet committed", ("partition",))
         self.owned = gauge("partitions_owned", "Partitions that the group gave to this worker")
         self.open = gauge("partitions_open", "Partitions that are being processed")
@@ -170,9 +191,6 @@ class Metrics(EngineMetrics):
         self.batch_wait.observe(released.waited_s)
         self._inference_of_model.observe(released.inference_s)
 
-    def position_mismatch(self) -> None:
-        self.mismatches.inc()
-
     def partitions(self, owned: int, open_: int) -> None:
         self.owned.set(owned)
         self.open.set(open_)
@@ -180,22 +198,12 @@ class Metrics(EngineMetrics):
     def source_silent(self, silent: bool) -> None:
         self._source_silent.set(silent)
 
-    def lag(self, partition: int, records: int) -> None:
-        self._lag.labels(str(partition)).set(records)
-
-    def rows(self, rows: int) -> None:
-        self.state_rows.set(rows)
-
-    def forget(self, partition: int) -> None:
-        if (str(partition),) in self._lag._metrics:
-            self._lag.remove(str(partition))
-
     def text(self) -> bytes:
         """The exposition format that /metrics answers with."""
         return generate_latest(self.registry)
 
 
-class GroupMetrics(EngineMetrics):
+class GroupMetrics(StageMetrics):
     """What the second stage tells, in the worker's registry."""
 
     def __init__(self, worker: Metrics) -> None:
@@ -237,16 +245,3 @@ class GroupMetrics(EngineMetrics):
         for kind, count in counts.held_back.items():
             self.held_back.labels(kind).inc(count)
         self.commit.observe(committed_s - received_s)
-
-    def position_mismatch(self) -> None:
-        self.mismatches.inc()
-
-    def lag(self, partition: int, records: int) -> None:
-        self._lag.labels(str(partition)).set(records)
-
-    def rows(self, rows: int) -> None:
-        self._rows.set(rows)
-
-    def forget(self, partition: int) -> None:
-        if (str(partition),) in self._lag._metrics:
-            self._lag.remove(str(partition))

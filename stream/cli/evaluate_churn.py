@@ -16,7 +16,7 @@ from stream.cli.options import (
     NoHeader,
     TimeFormat,
     finish,
-    tell_left_out,
+    read_logs,
 )
 
 
@@ -68,25 +68,19 @@ def evaluate_churn(
     from stream.cli.evaluate import sentence, shown
     from stream.cli.train import parsed_time_ms
     from stream.errors import ConfigurationError
-    from stream.files import read_log
     from stream.training_log import training_log
 
     horizon_s = horizon_days * 86_400
     artefact = None if model is None else load_artefact(model)
-    logs = [
-        read_log(
-            file,
-            format,
-            columns=columns,
-            delimiter=delimiter,
-            time_format=time_format,
-            header=not no_header,
-            limit=limit,
-        )
-        for file in files
-    ]
-    for log in logs:
-        tell_left_out(log)
+    logs = read_logs(
+        files,
+        format,
+        columns=columns,
+        delimiter=delimiter,
+        time_format=time_format,
+        header=not no_header,
+        limit=limit,
+    )
     spec = None if artefact is None else artefact.features
     folded = training_log(
         logs, actions=None if spec is None else spec.actions, extras=() if spec is None else spec.extras

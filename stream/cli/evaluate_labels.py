@@ -20,7 +20,7 @@ from stream.cli.options import (
     Positive,
     TimeFormat,
     finish,
-    tell_left_out,
+    read_logs,
 )
 
 
@@ -69,25 +69,19 @@ def evaluate_labels(
     from stream.cli.evaluate import sentence, shown
     from stream.cli.train import extras_to_read
     from stream.errors import ConfigurationError, InputFileError
-    from stream.files import read_log
     from stream.labels import known_labels
     from stream.training_log import training_log
 
-    logs = [
-        read_log(
-            file,
-            format,
-            columns=columns,
-            delimiter=delimiter,
-            time_format=time_format,
-            header=not no_header,
-            order=order,
-            limit=limit,
-        )
-        for file in files
-    ]
-    for log in logs:
-        tell_left_out(log)
+    logs = read_logs(
+        files,
+        format,
+        columns=columns,
+        delimiter=delimiter,
+        time_format=time_format,
+        header=not no_header,
+        order=order,
+        limit=limit,
+    )
     known = known_labels(logs, labels, positive)
     if known is None:
         raise ConfigurationError(

@@ -113,6 +113,20 @@ def tell_left_out(log: Any) -> None:
         print(f"{log.name}: {log.left_out} rows without a customer left out", file=sys.stderr, flush=True)
 
 
+def read_logs(files: list[str], format: str, **described: Any) -> list[Any]:  # noqa: A002 - the flag's name
+    """Read several logs alike and say what was left out of each.
+
+    Args:
+        described: how to read them, as ``stream.files.read_log``.
+    """
+    from stream.files import read_log
+
+    logs = [read_log(file, format, **described) for file in files]
+    for log in logs:
+        tell_left_out(log)
+    return logs
+
+
 def finish(result: dict[str, Any], text: str, as_json: bool) -> None:
     """The command's last words: the text, or with --json one object as the last line."""
     print(json.dumps(result) if as_json else text, flush=True)

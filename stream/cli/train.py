@@ -24,7 +24,7 @@ from stream.cli.options import (
     Positive,
     TimeFormat,
     finish,
-    tell_left_out,
+    read_logs,
 )
 from stream.cli.options import (
     progress as progress_of,
@@ -117,7 +117,6 @@ def train(
     """Fit on most users, tune on some, measure next-action log-loss on the rest."""
     from models.registry import load_artefact, next_version
     from models.training import train as fit
-    from stream.files import read_log
     from stream.fraud_alerts import usual_users
     from stream.labels import known_labels
     from stream.training_log import training_log
@@ -125,21 +124,16 @@ def train(
     limits = parsed_bounds(bounds)
     split_time_ms = None if split_time is None else parsed_time_ms(split_time)
     parsed_extras(extra)  # refused before anything is read
-    logs = [
-        read_log(
-            file,
-            format,
-            columns=columns,
-            delimiter=delimiter,
-            time_format=time_format,
-            header=not no_header,
-            order=order,
-            limit=limit,
-        )
-        for file in files
-    ]
-    for log in logs:
-        tell_left_out(log)
+    logs = read_logs(
+        files,
+        format,
+        columns=columns,
+        delimiter=delimiter,
+        time_format=time_format,
+        header=not no_header,
+        order=order,
+        limit=limit,
+    )
     known = known_labels(logs, labels, positive)
     folded = training_log(
         logs,

@@ -269,7 +269,7 @@ class Transactions:
                 for place, written in answer.items():
                     if not written.error:
                         if written.offset < 0:
-                            raise _repeated(place)
+                            raise _repeated(_places([place]))
                         offsets[place] = written.offset
                         del unwritten[place]
                     else:
@@ -330,7 +330,7 @@ class Transactions:
         if code in FENCED:
             raise TakenOver(f"Another worker has started to write as {self._id} ({what}: {_name(code)}).")
         if code == DUPLICATE_SEQUENCE:
-            raise _repeated((what, -1))
+            raise _repeated(what)
         if code not in ELSEWHERE | LATER:
             raise BrokenInvariant(
                 f"The broker refused {what} of {self._id}: {_name(code)} {message}".rstrip()
@@ -351,8 +351,7 @@ class Transactions:
                 await asyncio.wait_for(self._client.force_metadata_update(), METADATA_S)
 
 
-def _repeated(place: tuple[str, int]) -> BrokenInvariant:
-    where = place[0] if place[1] < 0 else f"{place[0]}[{place[1]}]"
+def _repeated(where: str) -> BrokenInvariant:
     return BrokenInvariant(
         f"The broker took a batch of {where} for a repeat and gave no offset: what it holds is not known to be ours."
     )

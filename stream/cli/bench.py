@@ -25,6 +25,10 @@ Sample = Annotated[
 ]
 
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; every entrant runs once in each.")]
+SteadyRepeats = Annotated[
+    int | None,
+    typer.Option(min=0, help="In how many rounds latency and kills are measured too; all by default."),
+]
 Only = Annotated[str | None, typer.Option(help="Names of some entrants, comma separated.")]
 PeerSeconds = Annotated[float, typer.Option(min=1, help="How long events a second are counted.")]
 PacedSeconds = Annotated[float, typer.Option(min=1, help="How long each steady rate lasts.")]
@@ -142,9 +146,10 @@ def model(model: Model = None) -> None:
 
 def peers(
     repeats: Repeats = 5,
+    steady_repeats: SteadyRepeats = None,
     only: Only = None,
-    seconds: PeerSeconds = 15,
-    paced_seconds: PacedSeconds = 12,
+    seconds: PeerSeconds = 10,
+    paced_seconds: PacedSeconds = 8,
     events: PeerEvents = 600_000,
     seed: RaceSeed = 1,
     out: Out = None,
@@ -153,12 +158,13 @@ def peers(
     """The same work by Faust, Quix Streams, Bytewax, PyFlink and a bare loop; `make peers` installs them."""
     _import("bench.peers.race").run(
         repeats=repeats,
+        steady_repeats=steady_repeats,
         only=only,
         seed=seed,
         out=out,
         model=model,
         measures=_import("bench.peers.measuring").Measures(
-            events=events, seconds=seconds, paced_s=paced_seconds, kill_s=max(12.0, paced_seconds)
+            events=events, seconds=seconds, paced_s=paced_seconds
         ),
     )
 

@@ -26,6 +26,8 @@ from tests.bench.report import machine, tell
 from tests.bench.traffic import Traffic
 
 DRAIN_TIMEOUT_S = 900.0
+# The peers' work is scores; what alerts cost on top of them is a part of its own.
+SCORES_ONLY: dict[str, Any] = {"groups__enabled": False, "churn__alerts": False}
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,7 @@ class Bed:
             data_dir=self.folder / part,
             http__port=free_port(),
             model=self.model,
-            # The peers' work is scores; what alerts cost on top of them is a part of its own.
-            groups__enabled=False,
-            churn__alerts=False,
+            **SCORES_ONLY,
         )
 
     def topics(self, part: str) -> Settings:

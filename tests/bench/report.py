@@ -23,7 +23,7 @@ def tell(text: str) -> None:
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Columns side by side, numbers to the right."""
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[figure(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     print(f"\n{title}")
     for row, values in zip([list(header), *cells], [list(header), *cells], strict=True):
@@ -35,7 +35,8 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
     sys.stdout.flush()
 
 
-def _text(cell: Any) -> str:
+def figure(cell: Any) -> str:
+    """A figure as tables show it: as many digits as mean something."""
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.2f}" if abs(cell) < 100 else f"{cell:.1f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -17,7 +17,7 @@ from tests.bench.report import table, tell
 from tests.bench.traffic import send_backlog
 
 LOOK_INTERVAL_S = 0.05
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 _BEFORE = {"assigned", "fencing the predecessor"}
 
 

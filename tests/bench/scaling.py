@@ -1,19 +1,24 @@
 """``foreclick bench scaling``: what an event, a user and a restart cost as users and workers grow in number.
 
 Costs are CPU seconds of the worker processes, not seconds on the wall: two workers share the cores with each other, the
-broker and the source. Memory, disk and restore are of one worker.
+broker and the source. Memory, disk and restore are of one worker. Rows are made by the worker from one event a user, so
+that what is measured is what the pipeline writes. Results are written after each number of users.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from confluent_kafka import Consumer, TopicPartition
@@ -21,11 +26,11 @@ from confluent_kafka import Consumer, TopicPartition
 from stream.broker.server_settings import free_port
 from stream.settings import Settings
 from tests.bench.bed import Bed, Sizes, bed, disk_bytes, now_ms
-from tests.bench.peers.machine import machine
+from tests.bench.peers.machine import machine, said
 from tests.bench.peers.race import OUT
 from tests.bench.processes import BenchFailed, BenchWorker, wait_until
 from tests.bench.readers import consumer_of, ends_of
-from tests.bench.report import table, tell
+from tests.bench.report import figure, table, tell
 from tests.bench.restore import restored
 from tests.bench.traffic import send_backlog
 
@@ -33,6 +38,12 @@ LOOK_INTERVAL_S = 0.2
 TIMEOUT_S = 900.0
 # The first micro-batches after a pause are small, the last ones too: neither is what a loaded worker does.
 BEGUN, ENDING = 0.1, 0.95
+
+
+HEADER = (
+    *("users", "workers", "CPU us an event", "events/s", "RSS MiB", "bytes on disk a user"),
+    *("restore s", "records restored", "records/s"),
+)
 
 
 class Look(NamedTuple):
@@ -83,34 +94,87 @@ def cost_of(looks: Sequence[Look], events: int) -> Cost:
 def run(
     users: Sequence[int], events: int, seed: int = 1, model: Path | None = None, out: Path | None = None
 ) -> dict[str, float]:
-    """Measure every number of users with one worker and with two; prints a table and one JSON line."""
+    """Measure every number of users with one worker and with two; prints a table and one JSON line.
+
+    Writes scaling.json and scaling.md into ``out``.
+    """
     cases: list[Case] = []
+    began_s, load_before = time.monotonic(), os.getloadavg()[0]
+    # So that a bench that is told to end takes its processes, topics and folder with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with bed(Sizes(seed=seed), model) as ground:
-        about = machine(ground.model, ground.broker.status().source or "unknown")
+        about = machine(ground.model, ground.broker.status().source or "unknown", load_before)
         for number in sorted(users):
             cases += _users(ground, number, events)
-    table(
-        f"scaling, {events:,} events of users drawn evenly",
-        (
-            *("users", "workers", "CPU us an event", "events/s", "RSS MiB", "bytes on disk a user"),
-            *("restore s", "records", "records/s"),
-        ),
-        [["-" if value is None else value for value in asdict(case).values()] for case in cases],
-    )
-    alone = [case.cpu_us_per_event for case in cases if case.workers == 1]
-    ratio = alone[-1] / alone[0]
-    folder = out or OUT
-    folder.mkdir(parents=True, exist_ok=True)
-    made = {"cost_ratio": round(ratio, 3), "machine": about, "cases": [_plain(case) for case in cases]}
-    (folder / "scaling.json").write_text(json.dumps(made, indent=1) + "\n")
+            made = record(cases, events, about, seed, time.monotonic() - began_s)
+            write(made, out or OUT)
+    table(f"scaling, {events:,} events of users drawn evenly", HEADER, rows(made))
     print(json.dumps(made), flush=True)
-    return {"cost_ratio": ratio}
+    return {"cost_ratio": made["cost_ratio"]}
 
 
-def _plain(case: Case) -> dict[str, float | int | None]:
+def record(
+    cases: Sequence[Case], events: int, about: Mapping[str, Any], seed: int, took_s: float
+) -> dict[str, Any]:
+    """All that is written; ``cost_ratio`` is of the most users against the fewest, one worker."""
+    alone = [case.cpu_us_per_event for case in cases if case.workers == 1]
     return {
-        name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(case).items()
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "took_s": round(took_s),
+        "seed": seed,
+        "events": events,
+        "cost_ratio": round(alone[-1] / alone[0], 3),
+        "machine": dict(about),
+        "cases": [
+            {name: round(value, 2) if isinstance(value, float) else value for name, value in case.items()}
+            for case in map(asdict, cases)
+        ],
     }
+
+
+def rows(made: Mapping[str, Any]) -> list[list[float | int | str]]:
+    """The table, a row a case."""
+    return [["-" if value is None else value for value in case.values()] for case in made["cases"]]
+
+
+def page(made: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        "# More users, more workers",
+        "",
+        f"Made by `make bench-scaling` on {made['made'][:10]} in {made['took_s'] / 60:.0f} minutes "
+        f"(seed {made['seed']}).",
+        "",
+        said(made["machine"]),
+        "",
+        f"| {' | '.join(HEADER)} |",
+        "|" + "---|" * len(HEADER),
+        *(f"| {' | '.join(map(figure, row))} |" for row in rows(made)),
+        "",
+        f"An event with the most users costs {made['cost_ratio']:.2f} times what it does with the fewest, one worker.",
+        "",
+        *_METHOD.format(events=made["events"]).strip().splitlines(),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_METHOD = """
+- Every user's row is made by the worker from one event; then come {events:,} events of users drawn evenly, through one
+  worker, and as many through two.
+- CPU: of the worker processes together, without broker and source, from a tenth of the events to 95 % of them. Two
+  workers share the cores with each other, the broker and the source: their events/s are no more than what is left.
+- Disk: of the stopped worker's data directory. Restore: an empty data directory filled from the changelog, which
+  holds as many records of a user as compaction has left; from the first partition restoring to all open.
+"""
+
+
+def write(made: Mapping[str, Any], out: Path) -> None:
+    """scaling.json and scaling.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scaling.json").write_text(json.dumps(made, indent=1) + "\n")
+    (out / "scaling.md").write_text(page(made))
+    tell(f"written: {out}/scaling.json, scaling.md")
 
 
 def _users(ground: Bed, users: int, events: int) -> list[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,24 @@ def test_the_cost_of_an_event_leaves_out_beginning_and_end() -> None:
     assert scaling.cost_of(looks, 1000) == pytest.approx((1000, 430))
     with pytest.raises(BenchFailed, match="--events"):
         scaling.cost_of([scaling.Look(0, 0, 0.0), scaling.Look(1, 1000, 1.0)], 1000)
+
+
+def test_scaling_is_written_as_table_and_json(tmp_path: Path) -> None:
+    """The ratio is of the most users against the fewest, one worker; what two workers are not asked is a dash."""
+    cases = [
+        scaling.Case(10_000, 1, 40.0, 20_000.0, 500.0, 990.0, 0.4, 10_000, 25_000.0),
+        scaling.Case(10_000, 2, 50.0, 25_000.0, 900.0),
+        scaling.Case(1_000_000, 1, 44.0, 18_000.0, 900.0, 980.0, 9.5, 1_000_000, 105_000.0),
+    ]
+    about = {
+        **dict.fromkeys(("processor", "system", "python", "java", "model"), "x"),
+        "cores": 2,
+        "memory_gib": 4,
+        "load_before": 0.1,
+        "versions": {},
+    }
+    scaling.write(scaling.record(cases, 200_000, about, 1, 60.0), tmp_path)
+    assert json.loads((tmp_path / "scaling.json").read_text())["cost_ratio"] == pytest.approx(1.1)
+    page = (tmp_path / "scaling.md").read_text()
+    assert "| 10,000 | 2 | 50.00 | 25,000 | 900.0 | - | - | - | - |" in page
+    assert "costs 1.10 times" in page

@@ -274,6 +274,21 @@ def test_every_round_has_everybody_in_an_order_of_its_own() -> None:
     assert len({tuple(entrant.name for entrant in order) for order in first}) > 1
 
 
+def test_a_race_that_is_broken_off_has_what_it_measured() -> None:
+    """Runs are handed out after each entrant; latency and kills belong to the first rounds alone."""
+    asked: list[tuple[str, int, bool]] = []
+
+    def measured(entrant: Entrant, number: int, steady: bool) -> dict[str, Any]:
+        asked.append((entrant.name, number, steady))
+        return {"events_per_s": 1.0}
+
+    rounds = [[ENTRANTS[0], ENTRANTS[1]], [ENTRANTS[1], ENTRANTS[0]]]
+    seen = [len(runs) for runs in race.runs_of(rounds, 1, measured)]
+    assert seen == [1, 2, 3, 4]
+    names = [ENTRANTS[0].name, ENTRANTS[1].name]
+    assert asked == [(names[0], 1, True), (names[1], 1, True), (names[1], 2, False), (names[0], 2, False)]
+
+
 def test_an_entrant_that_is_unknown_is_refused_by_name() -> None:
     """With the names that there are."""
     with pytest.raises(race.UnknownEntrant, match="bytewax"):

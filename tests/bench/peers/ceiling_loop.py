@@ -79,6 +79,7 @@ def by_partition(messages: Iterable[Message]) -> dict[int, list[OfflineRecord]]:
 def main() -> None:
     """Run the loop in this process."""
     from stream.settings import load_settings
+    from tests.bench.bed import SCORES_ONLY
 
     end_with_parent()
     torch.set_num_threads(1)
@@ -89,6 +90,7 @@ def main() -> None:
         topics__clicks=peer.clicks_topic,
         topics__predictions=peer.predictions_topic,
         topics__partitions=peer.partitions,
+        **SCORES_ONLY,
     )
     loop = CeilingLoop(settings, Path(peer.model), bytes.fromhex(peer.topic_id))
     consumer = Consumer(

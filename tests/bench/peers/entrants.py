@@ -170,5 +170,12 @@ ENTRANTS = (
         False,
         "confluent-kafka and torch in one loop, micro-batches of up to 4,096, rows in a dict: nothing is durable",
     ),
-    Entrant("foreclick", None, None, True, False, "one worker with its default settings, exactly once"),
+    Entrant(
+        "foreclick",
+        None,
+        None,
+        True,
+        False,
+        "one worker, exactly once; alerts and groups, which no other has, are off",
+    ),
 )

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ LOCKED = {
 OURS = ("faust-streaming", "confluent-kafka", "torch", "numpy")
 
 
-def machine(model: Path, broker: str) -> dict[str, Any]:
-    """What ran where: printed with every set of figures, since those of two machines are not comparable."""
+def machine(model: Path, broker: str, load_before: float) -> dict[str, Any]:
+    """What ran where: printed with every set of figures, since those of two machines are not comparable.
+
+    Args:
+        load_before: processes that wanted a core before the bench began.
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -33,9 +38,20 @@ def machine(model: Path, broker: str) -> dict[str, Any]:
         "java": _java(),
         "broker": broker,
         "model": f"{model.parent.name}/{model.name}",
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": round(load_before, 2),
         "versions": {**{name: version(name) for name in OURS}, **locked_versions()},
     }
+
+
+def said(about: Mapping[str, Any]) -> str:
+    """The machine as a sentence of a report."""
+    return (
+        f"Machine: {about['processor']}, {about['cores']} cores that worker, broker, source and reader share, "
+        f"{about['memory_gib']} GiB, {about['system']}, Python {about['python']}, {about['java']}, CPU only; "
+        f"load before: {about['load_before']}. Model {about['model']}. "
+        + ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+        + "."
+    )
 
 
 def locked_versions() -> dict[str, str]:

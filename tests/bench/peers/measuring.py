@@ -20,7 +20,7 @@ from stream.broker.topics import TopicSpec, delete_topics, ensure_topics
 from stream.errors import ForeclickError
 from stream.settings import Settings, Topics, load_settings
 from stream.topics import topic_specs
-from tests.bench.bed import Bed
+from tests.bench.bed import SCORES_ONLY, Bed
 from tests.bench.peers.entrants import Entrant, Running
 from tests.bench.peers.oracle import judge_topics
 from tests.bench.processes import BenchFailed, start, stop, wait_until
@@ -52,10 +52,10 @@ class Measures:
     events: int = 600_000
     users: int = 20_000
     warm_up_s: float = 5.0
-    seconds: float = 15.0
-    paced_warm_up_s: float = 3.0
-    paced_s: float = 12.0
-    kill_s: float = 15.0
+    seconds: float = 10.0
+    paced_warm_up_s: float = 2.0
+    paced_s: float = 8.0
+    kill_s: float = 10.0
     rate: float = 500.0
     grace_s: float = 10.0
     session_timeout_s: float = 8.0
@@ -93,6 +93,7 @@ def place(bed: Bed, name: str, clicks: str | None = None) -> Iterator[Place]:
         data_dir=bed.folder / name,
         http__port=free_port(),
         model=bed.model,
+        **SCORES_ONLY,
     )
     client = settings.kafka.librdkafka()
     own = {settings.predictions_topic: {"message.timestamp.type": "LogAppendTime"}}
@@ -302,9 +303,20 @@ class Steady:
 
 
 def measure(
-    bed: Bed, entrant: Entrant, round_number: int, clicks: str, measures: Measures, seed: int
+    bed: Bed,
+    entrant: Entrant,
+    round_number: int,
+    clicks: str,
+    measures: Measures,
+    seed: int,
+    steady: bool = True,
 ) -> dict[str, Any]:
-    """All figures of one entrant in one round; ``error`` where it could not finish."""
+    """All figures of one entrant in one round; ``error`` where it could not finish.
+
+    Args:
+        clicks: the topic with the backlog.
+        steady: also at steady rates, and killed; otherwise events/s and memory alone.
+    """
     missing = entrant.missing()
     if missing:
         return {"error": missing}
@@ -314,9 +326,10 @@ def measure(
         tell(f"{entrant.name}: backlog")
         with place(bed, f"{name}-b", clicks) as ground:
             figures |= backlog(bed, entrant, ground, measures)
-        tell(f"{entrant.name}: {figures['events_per_s']:,.0f} events/s; now at steady rates, and killed")
-        with place(bed, f"{name}-s") as ground:
-            figures |= Steady(bed, entrant, ground, measures, seed).run(figures["events_per_s"])
+        if steady:
+            tell(f"{entrant.name}: {figures['events_per_s']:,.0f} events/s; now at steady rates, and killed")
+            with place(bed, f"{name}-s") as ground:
+                figures |= Steady(bed, entrant, ground, measures, seed).run(figures["events_per_s"])
     except (ForeclickError, KafkaException, TimeoutError) as failed:
         figures["error"] = str(failed) or f"{type(failed).__name__}: the broker did not answer"
     tell(f"{entrant.name}: {json.dumps(figures)}")

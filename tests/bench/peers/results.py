@@ -13,8 +13,9 @@ from typing import Any
 
 from tests.bench.peers import chart
 from tests.bench.peers.entrants import ENTRANTS, Entrant
+from tests.bench.peers.machine import said
 from tests.bench.peers.measuring import Measures
-from tests.bench.report import table, tell
+from tests.bench.report import table
 
 FIGURES = (
     *("events_per_s", "rss_mib", "rate_p50_ms", "rate_p99_ms", "half_p50_ms", "half_p99_ms"),
@@ -82,7 +83,8 @@ def record(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "took_s": round(took_s),
         "seed": seed,
-        "rounds": max((run["round"] for run in runs), default=0),
+        "rounds": len({run["round"] for run in runs}),
+        "steady_rounds": len({run["round"] for run in runs if "kill_events" in run}),
         "measures": asdict(measures),
         "machine": dict(about),
         "how": {entrant.name: entrant.how for entrant in entrants},
@@ -142,20 +144,17 @@ def show(made: Mapping[str, Any]) -> None:
 
 def page(made: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    about, measures = made["machine"], made["measures"]
+    measures = made["measures"]
     header = " | ".join(HEADER).replace("at the rate", f"at {measures['rate']:.0f} events/s")
     lines = [
         "# The same work by others",
         "",
         f"Made by `make bench-peers` on {made['made'][:10]}: {made['rounds']} rounds in "
         f"{made['took_s'] / 60:.0f} minutes, order of the entrants drawn anew in each (seed {made['seed']}), one "
-        "broker. Cells are the median over the rounds, in brackets the least and the most.",
+        "broker. Cells are the median over the rounds, in brackets the least and the most; latency and kills are of "
+        f"{made['steady_rounds']} of them.",
         "",
-        f"Machine: {about['processor']}, {about['cores']} cores that entrant, broker, source and reader share, "
-        f"{about['memory_gib']} GiB, {about['system']}, Python {about['python']}, {about['java']}, CPU only; "
-        f"load before: {about['load_before']}. Model {about['model']}. "
-        + ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-        + ".",
+        said(made["machine"]),
         "",
         "![events a second and latency](peers.svg)",
         "",
@@ -204,4 +203,3 @@ def write(made: Mapping[str, Any], out: Path) -> None:
     (out / "peers.json").write_text(json.dumps(made, indent=1) + "\n")
     (out / "peers.md").write_text(page(made))
     chart.draw(made["summary"], out / "peers.svg")
-    tell(f"written: {out}/peers.json, peers.md, peers.svg")

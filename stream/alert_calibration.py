@@ -5,6 +5,9 @@ label, the share that was right, by score, is one: neighbouring bins of scores a
 (pool adjacent violators), and each pool is smoothed by one subject either way, so that no few labels say never or
 always. Between the pools' mean scores the curve is a straight line, beyond them flat.
 
+The stage of labels writes its counts to the control topic when a label has changed them, a record a partition, in its
+own transaction; every worker reads that topic whole, so all of them say the same, whoever owns the labels.
+
 Only flagged subjects have a score here, so it is the probability of being right given that there is an alert.
 
 Source: Ayer et al. (1955), "An empirical distribution function for sampling with incomplete information".
@@ -12,20 +15,19 @@ Source: Ayer et al. (1955), "An empirical distribution function for sampling wit
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
-from typing import Final
+from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
-from stream.errors import ConfigurationError
-from stream.label_join import ANY, SCORE_BINS, Tally
+from stream.label_join import ANY, SCORE_BINS, Detector, Tally, tallied
 
-__all__ = ["AlertCalibration", "Curve"]
-
-_SCHEMA: Final = "foreclick.alert_calibration.v1"
+__all__ = ["AlertCalibration", "Curve", "LabelledAlerts", "LabelledScores"]
 
 
-class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Curve(msgspec.Struct, frozen=True):
     """Of one detector: probabilities at scores, both rising, and the labels that they were counted from."""
 
     scores: list[float]
@@ -45,11 +47,10 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return round(below + share * (above - below), 6)
 
 
-class AlertCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AlertCalibration(msgspec.Struct, frozen=True):
     """Curves by detector; a detector without one has too few labels."""
 
     curves: dict[str, Curve] = {}
-    schema: str = _SCHEMA
 
     @classmethod
     def of_counts(cls, tally: Tally, min_labels: int) -> AlertCalibration:
@@ -73,38 +74,49 @@ class AlertCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         curve = self.curves.get(kind)
         return None if curve is None else curve.at(score)
 
-    def as_json(self) -> bytes:
-        """For a file."""
-        return msgspec.json.format(msgspec.json.encode(self)) + b"\n"
 
-    @classmethod
-    def of_json(cls, text: bytes, name: str) -> AlertCalibration:
-        """What ``as_json`` wrote.
+class LabelledScores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A record of the control topic: what one partition of labels has counted, ``Tally.detectors``."""
 
-        Args:
-            name: of the file, for the error.
+    partition: int
+    detectors: dict[str, Detector]
+    kind: Literal["labels"] = "labels"
+    schema: Literal["foreclick.control.v1"] = "foreclick.control.v1"
 
-        Raises:
-            ConfigurationError: it is no calibration.
-        """
-        try:
-            found = msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise ConfigurationError(
-                f"{name} is no calibration of alerts: {error}. Write it: foreclick labels calibrate"
-            ) from None
-        for kind, curve in found.curves.items():
-            sound = 0 < len(curve.scores) == len(curve.probabilities) and found.schema == _SCHEMA
-            rising = all(
-                list(each) == sorted(each) and 0 <= each[0] <= each[-1] <= 1
-                for each in (curve.scores, curve.probabilities)
-                if each
-            )
-            if not (sound and rising and len(set(curve.scores)) == len(curve.scores)):
-                raise ConfigurationError(
-                    f"{name} has no rising curve of probabilities for {kind!r}. Write it: foreclick labels calibrate"
-                )
-        return found
+    @property
+    def key(self) -> bytes:
+        """Of the record: compaction keeps the newest of each partition."""
+        return f"labels/{self.partition}".encode()
+
+
+class LabelledAlerts:
+    """What all partitions of labels have counted, as the control topic tells every worker.
+
+    Args:
+        min_labels: of a detector; fewer give no probability.
+
+    Attributes:
+        calibration: of the newest counts.
+    """
+
+    def __init__(self, min_labels: int) -> None:
+        self.calibration = AlertCalibration()
+        self._min_labels = min_labels
+        self._newest: dict[int, Tally] = {}
+
+    def follow(self, values: Iterable[bytes | None]) -> None:
+        """Take records of the control topic in their order; those of other kinds say nothing here."""
+        told = False
+        for value in values:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+                found = _decode(value or b"")
+                self._newest[found.partition] = Tally(found.detectors)
+                told = True
+        if told:
+            self.calibration = AlertCalibration.of_counts(tallied(self._newest.values()), self._min_labels)
+
+
+_decode = msgspec.json.Decoder(LabelledScores).decode
 
 
 def _curve(right: list[int], wrong: list[int]) -> Curve:

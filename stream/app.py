@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ import structlog
 from faust.app.base import BootStrategy
 
 from models.errors import ForeclickError
+from stream.alert_calibration import LabelledAlerts
 from stream.broker.client import connect
 from stream.broker.topics import describe
 from stream.clicks_stage import clicks_rounds, clicks_work
@@ -37,18 +39,20 @@ from stream.engine.tables import StateTable
 from stream.errors import TopicError
 from stream.formats import record_adapter
 from stream.group_records import routed
-from stream.groups_app import Groups, group_records
+from stream.groups_app import Groups, group_records, told_kinds
 from stream.health import Health, readiness
+from stream.label_notes import click_notes
+from stream.labels_app import Labels, label_outputs, noting
 from stream.logs import configure_logs
 from stream.metrics import Metrics
 from stream.model_exchange import ModelExchange
 from stream.model_step import ServedModel
 from stream.partition_names import MODEL_KEY, NAME_KEY, PartitionNames
 from stream.rows import read
-from stream.scoring import ClicksRequest, ClicksWork
+from stream.scoring import ClicksRequest
 from stream.settings import Kafka, Settings, load_settings
 from stream.silence import PartitionTimers, timer_of
-from stream.stage import Rendered
+from stream.stage import Rendered, Work
 
 logger = structlog.get_logger("foreclick.app")
 
@@ -60,7 +64,11 @@ class Clicks:
         self.settings = settings
         self.metrics = Metrics()
         self.engine = Engine(settings, self.prepare, release=self.release, metrics=self.metrics)
-        self.groups = Groups(settings, self.engine, self.metrics) if settings.groups.enabled else None
+        self.labelled = LabelledAlerts(settings.labels.calibrate_from)
+        self.groups = (
+            Groups(settings, self.engine, self.metrics, self.labelled) if settings.groups.enabled else None
+        )
+        self.labels = Labels(settings, self.metrics) if settings.labels.enabled else None
         self.not_loaded: str | None = "model not loaded"
         self.health = Health(
             settings.http, ready=self.ready, metrics=self.metrics_text, state=self.state, stats=self.stats
@@ -78,7 +86,11 @@ class Clicks:
         settings = self.settings
         logger.info("settings", **settings.described())
         topics, group_partitions = await asyncio.to_thread(topic_set, settings)
-        await self.models.begin(await self.watch.start())
+        told = await asyncio.to_thread(label_outputs, settings)
+        topics = replace(topics, outputs={**topics.outputs, **told})
+        control = await self.watch.start()
+        self.labelled.follow(control)
+        await self.models.begin(control)
         rounds = clicks_rounds(
             settings, lambda: self.models.served, topic=topics.source, topic_id=topics.source_id
         )
@@ -108,9 +120,9 @@ class Clicks:
             assert self.scorer is not None
             return await self.scorer.score(request, len(request.decoded.events))
 
-        def make_work(partition: int, store: Store) -> ClicksWork:
+        def make_work(partition: int, store: Store) -> Work[Any]:
             remembered = chain(store.reserved(NAME_KEY), store.reserved(MODEL_KEY))
-            return clicks_work(
+            work = clicks_work(
                 settings,
                 topic=topics.source,
                 topic_id=topics.source_id,
@@ -122,12 +134,15 @@ class Clicks:
                 observe=self.metrics.committed,
                 groups=group_records(settings, group_partitions),
             )
+            notes = click_notes(told_kinds(settings), settings.labels.audit_rate)
+            return noting(settings, told, work, notes, lambda: self.labelled.calibration)
 
         return Plan(topics, make_work, timer_of if settings.churn.alerts else None)
 
     async def _follow(self) -> None:
         try:
             async for records in self.watch.follow():
+                self.labelled.follow(records)
                 await self.models.follow(records)
         except Exception as error:
             end_process("watching for another model", error)
@@ -150,12 +165,13 @@ class Clicks:
     def ready(self) -> str | None:
         if self.not_loaded is not None:
             return self.not_loaded
-        reason = self._ready(self.engine)
-        if reason is None and self.groups is not None:
-            # A worker may have no partition of groups: there are fewer of them than workers may be.
-            reason = self._ready(self.groups.engine) if self.groups.engine.parts else None
-            return f"groups: {reason}" if reason else None
-        return reason
+        if reason := self._ready(self.engine):
+            return reason
+        for name, stage in (("groups", self.groups), ("labels", self.labels)):
+            # A worker may have no partition of theirs: there are fewer of them than workers may be.
+            if stage is not None and stage.engine.parts and (reason := self._ready(stage.engine)):
+                return f"{name}: {reason}"
+        return None
 
     def _ready(self, engine: Engine) -> str | None:
         parts = engine.parts.values()
@@ -197,6 +213,7 @@ class Clicks:
             "open": sum(part.state is State.OPEN for part in engine.parts.values()),
             "lag_records": sum(engine.lag().values()),
             "groups": self.groups.stats() if self.groups is not None else None,
+            "labels": self.labels.stats() if self.labels is not None else None,
             "spent_s": {step: round(seconds, 6) for step, seconds in engine.spent_s.items()},
             "process_s": round(time.process_time(), 3),
         }
@@ -287,6 +304,8 @@ class Boot(BootStrategy):
         yield clicks.engine
         if clicks.groups is not None:
             yield clicks.groups.engine
+        if clicks.labels is not None:
+            yield clicks.labels.engine
 
     @property
     def enable_kafka_consumer(self) -> bool:  # type: ignore[override]

@@ -126,12 +126,11 @@ class Worker:
             "FORECLICK_DATA_DIR": str(settings.data_dir),
             "FORECLICK_HTTP__PORT": str(self.port),
         }
-        for name, value in settings.groups.model_dump(exclude_defaults=True).items():
-            environment[f"FORECLICK_GROUPS__{name.upper()}"] = str(value)
+        for group in ("groups", "labels", "churn"):
+            for name, value in getattr(settings, group).model_dump(exclude_defaults=True).items():
+                environment[f"FORECLICK_{group.upper()}__{name.upper()}"] = str(value)
         if settings.model is not None:
             environment["FORECLICK_MODEL"] = str(settings.model)
-        for name, value in settings.churn.model_dump(exclude_defaults=True).items():
-            environment[f"FORECLICK_CHURN__{name.upper()}"] = str(value)
         with log.open("wb") as out:
             # A session of its own: Ctrl-C is the demo's to handle, in order: worker first, broker last.
             self._process = subprocess.Popen(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import structlog
 
+from stream.alert_calibration import LabelledAlerts
 from stream.broker.topics import TopicInfo, describe_topics
 from stream.brushed_shops import BrushedShops
 from stream.engine.exit import end_process
@@ -19,11 +21,14 @@ from stream.errors import TopicError
 from stream.group_detectors import GroupDetector
 from stream.group_records import GroupRecords
 from stream.groups_stage import SOURCES_KEY, GroupsWork, Sources
+from stream.label_notes import group_notes
+from stream.labels_app import label_outputs, noting
 from stream.local_rows import GROUPS_TABLE
 from stream.metrics import GroupMetrics, Metrics
 from stream.order_brushing import OrderBrushing
 from stream.scoring import readable_id
 from stream.settings import Settings
+from stream.stage import Work
 
 logger = structlog.get_logger("foreclick.groups")
 
@@ -41,10 +46,12 @@ class Groups:
 
     Args:
         clicks: the engine of the first stage, in the same worker.
+        labelled: gives alerts their probability.
     """
 
-    def __init__(self, settings: Settings, clicks: Engine, metrics: Metrics):
+    def __init__(self, settings: Settings, clicks: Engine, metrics: Metrics, labelled: LabelledAlerts):
         self.settings = settings
+        self.labelled = labelled
         self.metrics = GroupMetrics(metrics)
         self.engine = Engine(
             settings,
@@ -66,9 +73,12 @@ class Groups:
         detectors = detectors_of(settings, source.name)
         logger.info("groups", kinds=settings.groups.kinds, detectors=[each.kind for each in detectors])
 
-        def make_work(partition: int, store: Store) -> GroupsWork:  # noqa: ARG001 - all alike
+        told = await asyncio.to_thread(label_outputs, settings)
+        topics = replace(topics, outputs={**topics.outputs, **told})
+
+        def make_work(partition: int, store: Store) -> Work[Any]:  # noqa: ARG001 - all alike
             (held,) = store.get([SOURCES_KEY])
-            return GroupsWork(
+            work = GroupsWork(
                 detectors=detectors,
                 sources=Sources(source.partitions, held),
                 late_limit_ms=settings.late_limit_s * 1000,
@@ -80,6 +90,8 @@ class Groups:
                 stored=store.items(),
                 observe=self.metrics.committed,
             )
+            notes = group_notes(told_kinds(settings))
+            return noting(settings, told, work, notes, lambda: self.labelled.calibration)
 
         self._watching = asyncio.create_task(
             wait_for_nobody_quiet(
@@ -162,9 +174,14 @@ def group_records(settings: Settings, partitions: int) -> GroupRecords | None:
     groups = settings.groups
     if not groups.enabled:
         return None
-    # What no detector looks at would only cost.
+    return GroupRecords(settings.groups_topic, partitions, told_kinds(settings), groups.one_in)
+
+
+def told_kinds(settings: Settings) -> list[str]:
+    """The types of groups whose records are written: what no detector looks at would only cost."""
+    if not settings.groups.enabled:
+        return []
     wanted = frozenset[str]().union(
         *(each.group_types for each in detectors_of(settings, settings.clicks_topic))
     )
-    kinds = [kind for kind in groups.kinds.split(",") if kind in wanted]
-    return GroupRecords(settings.groups_topic, partitions, kinds, groups.one_in)
+    return [kind for kind in settings.groups.kinds.split(",") if kind in wanted]

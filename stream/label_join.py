@@ -176,6 +176,11 @@ class Tally(msgspec.Struct, array_like=True):
         for outcome, count in other.labels.items():
             self.labels[outcome] = self.labels.get(outcome, 0) + count
 
+    @property
+    def all_labelled(self) -> dict[str, tuple[int, int]]:
+        """By name of a detector: subjects whose label agrees, and those whose label does not."""
+        return {name: (sum(each.right), sum(each.wrong)) for name, each in self.detectors.items()}
+
     def labelled(self, kind: str) -> tuple[int, int]:
         """Subjects that the detector flagged and whose label agrees, and those whose label does not."""
         parts = [detector for name, detector in self.detectors.items() if name.rpartition("/")[0] == kind]

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from stream.alert_calibration import LabelledScores
 from stream.dead_letters import dead_letter
 from stream.events import Rejection
 from stream.label_join import Tally, UserLabels, fold
@@ -58,6 +59,7 @@ class LabelsWork:
         partition: of that topic.
         dead_letters_topic, audit_topic: where rejected records and audits go.
         audit_rate: the share of orders and users that are drawn.
+        control: the output that every worker reads; None tells nobody of the counts.
         tally: the reserved row, None at the very beginning.
         observe: told of each committed micro-batch, with the times of its receipt and its commit.
 
@@ -76,6 +78,7 @@ class LabelsWork:
         audit_topic: str,
         audit_rate: float,
         tally: bytes | None,
+        control: str | None = None,
         observe: Callable[[LabelCounts, float, float], None] = lambda *_: None,
     ) -> None:
         self.tally = Tally.of_row(tally)
@@ -83,6 +86,7 @@ class LabelsWork:
         self._partition = partition
         self._dead_letters_topic, self._audit_topic = dead_letters_topic, audit_topic
         self._audit_rate = audit_rate
+        self._control = control
         self._observe = observe
 
     # ------------------------------------------------------------------ step 2
@@ -104,6 +108,7 @@ class LabelsWork:
         letters: list[Message] = []
         audits: list[Message] = []
         watermark_ms = 0
+        before = self.tally.all_labelled
         for record, found in zip(decoded.records, decoded.found, strict=True):
             rejection: Rejection | None
             if found is None:
@@ -130,6 +135,9 @@ class LabelsWork:
         ]
         written.append((TALLY_KEY, self.tally.row()))
         messages = {self._dead_letters_topic: letters, self._audit_topic: audits}
+        if self._control is not None and self.tally.all_labelled != before:
+            told = LabelledScores(self._partition, self.tally.detectors)
+            messages[self._control] = [(told.key, _encode(told), [])]
         return Rendered(
             {topic: items for topic, items in messages.items() if items}, written, watermark_ms, counts
         )

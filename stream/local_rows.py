@@ -23,6 +23,7 @@ from stream.stage import SOURCE_KEY, SourceMark
 
 TABLE = "state"
 GROUPS_TABLE = "groups"
+LABELS_TABLE = "labels"
 _I64 = struct.Struct("<q")
 _LOCAL_KEYS = frozenset((POSITION_KEY, CHANGELOG_KEY, WRITTEN_KEY))  # in no changelog
 

@@ -191,6 +191,26 @@ class Groups(_Group):
         return kinds
 
 
+class Labels(_Group):
+    """Feedback: labels joined with what was flagged, and the audit sample from which recall is known."""
+
+    enabled: bool = Field(
+        True, description="off: nobody reads labels, and no stage tells of orders and alerts"
+    )
+    partitions: int = Field(
+        2, ge=1, le=1024, description="of the topic of labels when `topics create` makes it"
+    )
+    audit_rate: float = Field(
+        0.01, ge=0, le=1, description="share of unflagged orders and users that go to the audit"
+    )
+    calibrate_from: int = Field(
+        200, ge=1, description="labels of what a detector flagged, before its alerts have a probability"
+    )
+    wait_ms: float = Field(
+        1000.0, ge=0, description="a fuller transaction; labels come days after what they are about"
+    )
+
+
 class Http(_Group):
     """Where operators look: /metrics, /healthz, /readyz and the state of one user."""
 
@@ -210,6 +230,7 @@ class Settings(BaseSettings):
     http: Http = Field(default_factory=lambda: Http.model_validate({}))
     churn: Churn = Field(default_factory=lambda: Churn.model_validate({}))
     groups: Groups = Field(default_factory=lambda: Groups.model_validate({}))
+    labels: Labels = Field(default_factory=lambda: Labels.model_validate({}))
     data_dir: Path = Field(default_factory=default_data_dir)
     model: Path | None = Field(
         None, description="model folder until one is activated; the bundled one when not set"
@@ -313,6 +334,15 @@ class Settings(BaseSettings):
     def groups_group(self) -> str:
         """The consumer group of the second stage."""
         return f"{self.app_id}-groups"
+
+    @property
+    def labels_changelog_topic(self) -> str:
+        return f"{self.topics.prefix}{self.app_id}-labels-changelog"
+
+    @property
+    def labels_group(self) -> str:
+        """The consumer group of the stage of labels."""
+        return f"{self.app_id}-labels"
 
     @property
     def control_topic(self) -> str:

@@ -8,7 +8,9 @@ r"""A fresh start: the operator's word that state and position are to be forgott
    the beginning.
 5. Recreate the topic of groups and its changelog, and forget that group too: what clicks tell the second stage would
    otherwise stand there twice. It begins empty either way.
-6. Wipe the local rows of this machine. Those of other machines belong to the old changelog, whose topic id they
+6. Recreate the changelog of labels and forget their group, but keep their topic: people wrote it, and it is read again
+   from its beginning. What stages tell it a second time changes no count; audits come again with the same ``ce_id``.
+7. Wipe the local rows of this machine. Those of other machines belong to the old changelog, whose topic id they
    carry: their workers wipe them when they start.
 
 An interruption leaves a state that a second call mends: each step may be repeated.
@@ -29,7 +31,7 @@ from stream.broker.client import connect
 from stream.broker.topics import TopicInfo, TopicSpec, describe_topics, recreate_topics
 from stream.engine.store import lock_data_dir
 from stream.errors import StoreError, TopicError
-from stream.local_rows import GROUPS_TABLE, TABLE
+from stream.local_rows import GROUPS_TABLE, LABELS_TABLE, TABLE
 from stream.replay import producer_of
 from stream.settings import Settings
 from stream.stage import SOURCE_KEY, SourceMark
@@ -75,6 +77,8 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
     _refuse_members(admin, settings.app_id)
     if settings.groups.enabled:
         _refuse_members(admin, settings.groups_group)
+    if settings.labels.enabled:
+        _refuse_members(admin, settings.labels_group)
     held = lock_data_dir(settings.data_dir / TABLE)
     try:
         _forget_group(admin, settings.app_id)
@@ -86,7 +90,10 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
             _forget_group(admin, settings.groups_group)
             names = [settings.groups_topic, settings.groups_changelog_topic]
             recreate_topics(client, _kept_specs(settings, names, client))
-        for table in (TABLE, GROUPS_TABLE):
+        if settings.labels.enabled:
+            _forget_group(admin, settings.labels_group)
+            recreate_topics(client, _kept_specs(settings, [settings.labels_changelog_topic], client))
+        for table in (TABLE, GROUPS_TABLE, LABELS_TABLE):
             _wipe(settings, table)
     finally:
         held.close()
@@ -111,9 +118,8 @@ def _forget_group(admin: AdminClient, group: str) -> None:
 
 def _kept_specs(settings: Settings, names: list[str], client: Mapping[str, Any]) -> list[TopicSpec]:
     """The topics as they are to be made again: with what an operator tuned, and the partitions of their source."""
-    present = describe_topics(
-        client, [*names, settings.clicks_topic, *([settings.groups_topic] if settings.groups.enabled else [])]
-    )
+    sources = [settings.clicks_topic, settings.groups_topic, settings.labels_topic]
+    present = describe_topics(client, dict.fromkeys([*names, *sources]))
     return [
         fresh
         if fresh.name not in present

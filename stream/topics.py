@@ -28,7 +28,10 @@ def positions_topic(settings: Settings) -> str:
 
 
 def topic_specs(
-    settings: Settings, source_partitions: int | None = None, groups_partitions: int | None = None
+    settings: Settings,
+    source_partitions: int | None = None,
+    groups_partitions: int | None = None,
+    labels_partitions: int | None = None,
 ) -> list[TopicSpec]:
     """The topics as ``topics create`` makes them.
 
@@ -36,9 +39,11 @@ def topic_specs(
         settings: names, copies, and partitions of topics that are new.
         source_partitions: of an input topic that exists already; the changelog must have as many.
         groups_partitions: of a topic of groups that exists already; likewise.
+        labels_partitions: of a topic of labels that exists already; likewise.
     """
     partitions = source_partitions or settings.topics.partitions
     groups = groups_partitions or settings.groups.partitions
+    labels = labels_partitions or settings.labels.partitions
     copies = settings.topics.replication_factor
     # With three copies one broker may fail and writes go on; with fewer it would stop them.
     safe = {"min.insync.replicas": "2"} if copies >= 3 else {}
@@ -73,7 +78,15 @@ def topic_specs(
         ),
         TopicSpec(settings.control_topic, 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(positions_topic(settings), 1, {**safe, "cleanup.policy": "compact"}, copies),
-        TopicSpec(settings.labels_topic, settings.topics.partitions, safe, copies),
+        TopicSpec(settings.labels_topic, labels, safe, copies),
+        *(
+            [
+                TopicSpec(settings.labels_changelog_topic, labels, {**safe, **changelog}, copies),
+                TopicSpec(settings.alerts_audit_topic, labels, safe, copies),
+            ]
+            if settings.labels.enabled
+            else []
+        ),
     ]
 
 
@@ -98,8 +111,10 @@ def create(settings: Settings) -> list[str]:
 
 def specs_beside(settings: Settings, found: Mapping[str, TopicInfo]) -> list[TopicSpec]:
     """The specifications, with as many partitions as the sources that are there have."""
-    source, groups = found.get(settings.clicks_topic), found.get(settings.groups_topic)
-    return topic_specs(settings, source.partitions if source else None, groups.partitions if groups else None)
+    sources = (
+        found.get(name) for name in (settings.clicks_topic, settings.groups_topic, settings.labels_topic)
+    )
+    return topic_specs(settings, *(source.partitions if source else None for source in sources))
 
 
 def _sources(settings: Settings) -> dict[str, str]:
@@ -107,6 +122,8 @@ def _sources(settings: Settings) -> dict[str, str]:
     found = {settings.changelog_topic: settings.clicks_topic}
     if settings.groups.enabled:
         found[settings.groups_changelog_topic] = settings.groups_topic
+    if settings.labels.enabled:
+        found[settings.labels_changelog_topic] = settings.labels_topic
     return found
 
 

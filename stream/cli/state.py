@@ -72,15 +72,16 @@ def show(
 
 def stats(*, http_port: HttpPort = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Show where every partition of this worker stands."""
-    from stream.local_rows import GROUPS_TABLE, partitions_on_disk
+    from stream.local_rows import GROUPS_TABLE, LABELS_TABLE, partitions_on_disk
     from stream.settings import load_settings
 
     settings = load_settings(http__port=http_port, data_dir=data_dir)
     found = worker_says(settings, "/state")
     if found is None:
         found = _on_disk(partitions_on_disk(settings))
-        if groups := partitions_on_disk(settings, GROUPS_TABLE):
-            found["groups"] = _on_disk(groups)
+        for table in (GROUPS_TABLE, LABELS_TABLE):
+            if folders := partitions_on_disk(settings, table):
+                found[table] = _on_disk(folders)
     finish(found, json.dumps(found, indent=2), as_json)
 
 
@@ -106,13 +107,18 @@ def verify(
     *, bootstrap_servers: BootstrapServers = None, data_dir: DataDir = None, as_json: Json = False
 ) -> None:
     """Compare the rows on this machine with the changelog; exit 1 when they contradict each other."""
-    from stream.local_rows import GROUPS_TABLE, TABLE, partitions_on_disk
+    from stream.local_rows import GROUPS_TABLE, LABELS_TABLE, TABLE, partitions_on_disk
     from stream.settings import load_settings
 
     settings = load_settings(kafka__bootstrap_servers=bootstrap_servers, data_dir=data_dir)
     comparisons = _compared(settings, settings.changelog_topic, TABLE)
-    if partitions_on_disk(settings, GROUPS_TABLE):
-        comparisons += _compared(settings, settings.groups_changelog_topic, GROUPS_TABLE)
+    changelogs = {
+        GROUPS_TABLE: settings.groups_changelog_topic,
+        LABELS_TABLE: settings.labels_changelog_topic,
+    }
+    for table, changelog in changelogs.items():
+        if partitions_on_disk(settings, table):
+            comparisons += _compared(settings, changelog, table)
     totals = {
         name: sum(getattr(each, name) for each in comparisons)
         for name in ("equal", "different", "missing", "extra", "newer")

@@ -27,7 +27,7 @@ from tests.bench.traffic import Traffic
 
 DRAIN_TIMEOUT_S = 900.0
 # The peers' work is scores; what alerts cost on top of them is a part of its own.
-SCORES_ONLY: dict[str, Any] = {"groups__enabled": False, "churn__alerts": False}
+SCORES_ONLY: dict[str, Any] = {"groups__enabled": False, "labels__enabled": False, "churn__alerts": False}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         },
         **{
             f"FORECLICK_{part.upper()}__{field.upper()}": str(value)
-            for part in ("groups", "churn")
+            for part in ("groups", "labels", "churn")
             for field, value in getattr(settings, part).model_dump(exclude_defaults=True).items()
         },
         "FORECLICK_APP_ID": settings.app_id,

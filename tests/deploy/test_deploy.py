@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from stream.label_join import Tally
+from stream.label_metrics import LabelMetrics
 from stream.metrics import Metrics
 from stream.settings import PREFIX, Settings, _variables
 
@@ -35,7 +37,9 @@ def panels() -> list[dict[str, Any]]:
 def exposed() -> set[str]:
     """Names that a worker's /metrics may show."""
     names: set[str] = set()
-    for line in Metrics().text().decode().splitlines():
+    metrics = Metrics()
+    LabelMetrics(metrics, Tally)
+    for line in metrics.text().decode().splitlines():
         if line.startswith("# TYPE "):
             _, _, name, kind = line.split()
             names |= (

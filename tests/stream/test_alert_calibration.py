@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.alert_calibration import AlertCalibration
-from stream.errors import ConfigurationError
-from stream.label_join import SCORE_BINS, Detector, Tally
+from stream.alert_calibration import AlertCalibration, LabelledAlerts, LabelledScores
+from stream.label_join import SCORE_BINS, Detector, Tally, tallied
 
 COUNTS = st.lists(st.integers(0, 50), min_size=SCORE_BINS, max_size=SCORE_BINS)
 
@@ -36,14 +36,6 @@ def test_a_higher_score_is_never_less_probable(
     assert all(p is not None and 0 < p < 1 for p in found)
 
 
-@settings(deadline=None)
-@given(COUNTS, COUNTS)
-def test_a_file_holds_the_curves_exactly(right: list[int], wrong: list[int]) -> None:
-    """What a worker reads is what was counted."""
-    made = AlertCalibration.of_counts(tally_of(right, wrong), 1)
-    assert AlertCalibration.of_json(made.as_json(), "file") == made
-
-
 def test_many_labels_at_a_score_give_the_share_that_was_right() -> None:
     """300 of 400 at .975, 40 of 400 at .525; between them a line."""
     made = AlertCalibration.of_counts(tally_of(spread(b19=300, b10=40), spread(b19=100, b10=360)), 200)
@@ -68,19 +60,21 @@ def test_a_detector_with_few_labels_has_no_probability() -> None:
     assert AlertCalibration.of_counts(tally_of(spread(b19=500), spread(), "any"), 200).curves == {}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"[]",
-        b'{"curves": {"rates": {"scores": [], "probabilities": [], "labels": 0}}}',
-        b'{"curves": {"rates": {"scores": [0.5, 0.4], "probabilities": [0.1, 0.2], "labels": 9}}}',
-        b'{"curves": {"rates": {"scores": [0.4, 0.4], "probabilities": [0.1, 0.2], "labels": 9}}}',
-        b'{"curves": {"rates": {"scores": [0.4], "probabilities": [1.2], "labels": 9}}}',
-        b'{"curves": {}, "threshold": 1}',
-    ],
-)
-def test_what_is_no_calibration_is_an_error_at_the_start(text: bytes) -> None:
-    """It names the file and the command that writes one."""
-    with pytest.raises(ConfigurationError, match="foreclick labels calibrate"):
-        AlertCalibration.of_json(text, "file")
+@settings(deadline=None)
+@given(COUNTS, COUNTS, COUNTS)
+def test_every_worker_has_the_curves_of_all_partitions(
+    right: list[int], wrong: list[int], more: list[int]
+) -> None:
+    """Each partition's newest counts, whoever owns it; other records of the control topic say nothing."""
+    told = LabelledAlerts(1)
+    first, second = tally_of(right, wrong), tally_of(more, wrong)
+    records = [
+        msgspec.json.encode(LabelledScores(number, tally.detectors))
+        for number, tally in ((0, tally_of(wrong, wrong)), (0, first), (1, second))
+    ]
+    told.follow([None, b"", b"\xff", b'{"kind": "activate"}', *records[:2]])
+    assert told.calibration == AlertCalibration.of_counts(first, 1)
+    told.follow(records[2:])
+    assert told.calibration == AlertCalibration.of_counts(tallied([first, second]), 1)
+    told.follow([b"{}"])
+    assert told.calibration == AlertCalibration.of_counts(tallied([first, second]), 1)

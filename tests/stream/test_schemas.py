@@ -128,7 +128,13 @@ SAMPLES = {
             "root": "/srv/models",
             "time_ms": 1511550516000,
             "by": "mary",
-        }
+        },
+        {
+            "schema": "foreclick.control.v1",
+            "kind": "labels",
+            "partition": 1,
+            "detectors": {"order_brushing/order": [3, [0] * 19 + [2], [0] * 20]},
+        },
     ],
     "predictions": [
         {

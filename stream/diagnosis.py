@@ -29,7 +29,7 @@ from stream.topics import Finding, check, existing
 
 SAMPLE_RECORDS = 1000
 SUSPECT_SHARE = 0.01  # of dead letters: below it there is always some dirt
-MANY_WAITING = 1_000_000  # records of groups
+MANY_WAITING = 1_000_000  # records that a stage has not read
 FREE_BYTES_WARN = 1 << 30
 
 _decode = msgspec.json.Decoder().decode
@@ -43,6 +43,7 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
         yield from guarded(lambda: check(settings))
         yield from guarded(lambda: sample(settings))
         yield from guarded(lambda: second_stage(settings))
+        yield from guarded(lambda: labels_stage(settings))
     yield from guarded(lambda: model(settings))
     yield from guarded(lambda: data_directory(settings.data_dir))
 
@@ -89,8 +90,28 @@ def second_stage(settings: Settings) -> list[Finding]:
     groups = settings.groups
     if not groups.enabled:
         return [Finding("ok", "No second stage: FORECLICK_GROUPS__ENABLED is false")]
-    topic = existing(settings, settings.groups_topic)
-    group = {"group.id": settings.groups_group, "enable.auto.commit": False, "log_level": 0}
+    waiting = unread(settings, settings.groups_topic, settings.groups_group)
+    text = f"Second stage over {settings.groups_topic} ({groups.kinds}): about {waiting} records are not read yet"
+    if waiting > MANY_WAITING:
+        return [
+            Finding("warn", f"{text}. Start more workers, or tell it less: FORECLICK_GROUPS__KINDS, __ONE_IN")
+        ]
+    return [Finding("ok", text)]
+
+
+def labels_stage(settings: Settings) -> list[Finding]:
+    """Whether labels are read."""
+    if not settings.labels.enabled:
+        return [Finding("ok", "Nobody reads labels: FORECLICK_LABELS__ENABLED is false")]
+    waiting = unread(settings, settings.labels_topic, settings.labels_group)
+    text = f"Labels in {settings.labels_topic}: about {waiting} records are not read yet"
+    return [Finding("warn", f"{text}. Start a worker") if waiting > MANY_WAITING else Finding("ok", text)]
+
+
+def unread(settings: Settings, name: str, group_id: str) -> int:
+    """About how many records of a topic a group has not committed; markers of transactions count as records."""
+    topic = existing(settings, name)
+    group = {"group.id": group_id, "enable.auto.commit": False, "log_level": 0}
     consumer = Consumer({**settings.kafka.librdkafka(), **group})
     try:
         ends = bounds(consumer, topic.name, topic.partitions)
@@ -98,13 +119,7 @@ def second_stage(settings: Settings) -> list[Finding]:
         read_to = {place.partition: place.offset for place in consumer.committed(places, timeout=10)}
     finally:
         consumer.close()
-    waiting = sum(max(0, found.end - max(found.start, read_to[number], 0)) for number, found in ends.items())
-    text = f"Second stage over {topic.name} ({groups.kinds}): about {waiting} records are not read yet"
-    if waiting > MANY_WAITING:
-        return [
-            Finding("warn", f"{text}. Start more workers, or tell it less: FORECLICK_GROUPS__KINDS, __ONE_IN")
-        ]
-    return [Finding("ok", text)]
+    return sum(max(0, found.end - max(found.start, read_to[number], 0)) for number, found in ends.items())
 
 
 def judge(keys: list[bytes | None], values: list[bytes | None], topic: str) -> list[Finding]:

@@ -8,8 +8,8 @@ r"""A fresh start: the operator's word that state and position are to be forgott
    the beginning.
 5. Recreate the topic of groups and its changelog, and forget that group too: what clicks tell the second stage would
    otherwise stand there twice. It begins empty either way.
-6. Recreate the changelog of labels and forget their group, but keep their topic: people wrote it, and it is read again
-   from its beginning. What stages tell it a second time changes no count; audits come again with the same ``ce_id``.
+6. Labels stay, and what is known of their orders and alerts: people wrote them, and what stages tell a second time
+   changes no count. Only where their changelog is empty their group is forgotten, so that they are read anew.
 7. Wipe the local rows of this machine. Those of other machines belong to the old changelog, whose topic id they
    carry: their workers wipe them when they start.
 
@@ -31,7 +31,7 @@ from stream.broker.client import connect
 from stream.broker.topics import TopicInfo, TopicSpec, describe_topics, recreate_topics
 from stream.engine.store import lock_data_dir
 from stream.errors import StoreError, TopicError
-from stream.local_rows import GROUPS_TABLE, LABELS_TABLE, TABLE
+from stream.local_rows import GROUPS_TABLE, TABLE
 from stream.replay import producer_of
 from stream.settings import Settings
 from stream.stage import SOURCE_KEY, SourceMark
@@ -90,10 +90,9 @@ def reset(settings: Settings, to: Literal["earliest", "latest"]) -> dict[int, in
             _forget_group(admin, settings.groups_group)
             names = [settings.groups_topic, settings.groups_changelog_topic]
             recreate_topics(client, _kept_specs(settings, names, client))
-        if settings.labels.enabled:
+        if settings.labels.enabled and not _has_rows(client, settings.labels_changelog_topic):
             _forget_group(admin, settings.labels_group)
-            recreate_topics(client, _kept_specs(settings, [settings.labels_changelog_topic], client))
-        for table in (TABLE, GROUPS_TABLE, LABELS_TABLE):
+        for table in (TABLE, GROUPS_TABLE):
             _wipe(settings, table)
     finally:
         held.close()
@@ -118,8 +117,9 @@ def _forget_group(admin: AdminClient, group: str) -> None:
 
 def _kept_specs(settings: Settings, names: list[str], client: Mapping[str, Any]) -> list[TopicSpec]:
     """The topics as they are to be made again: with what an operator tuned, and the partitions of their source."""
-    sources = [settings.clicks_topic, settings.groups_topic, settings.labels_topic]
-    present = describe_topics(client, dict.fromkeys([*names, *sources]))
+    present = describe_topics(
+        client, [*names, settings.clicks_topic, *([settings.groups_topic] if settings.groups.enabled else [])]
+    )
     return [
         fresh
         if fresh.name not in present
@@ -135,6 +135,15 @@ def _kept_specs(settings: Settings, names: list[str], client: Mapping[str, Any])
         for fresh in specs_beside(settings, present)
         if fresh.name in names
     ]
+
+
+def _has_rows(client: Mapping[str, Any], changelog: str) -> bool:
+    """Whether anything was ever written to a changelog."""
+    found = describe_topics(client, [changelog]).get(changelog)
+    if found is None:
+        return False
+    with reader(client) as consumer:
+        return any(each.end for each in bounds(consumer, found.name, found.partitions).values())
 
 
 def _begin_at_end(settings: Settings, source: TopicInfo) -> dict[int, int | None]:

@@ -112,7 +112,9 @@ def settings(settings: Settings) -> Settings:
     settings = settings.model_copy(
         update={
             "groups": settings.groups.model_copy(update={"enabled": True, "quiet_s": 1.0}),
-            "labels": settings.labels.model_copy(update={"audit_rate": 1.0, "calibrate_from": 3}),
+            "labels": settings.labels.model_copy(
+                update={"enabled": True, "audit_rate": 1.0, "calibrate_from": 3}
+            ),
         }
     )
     create(settings)

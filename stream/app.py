@@ -66,7 +66,9 @@ class Clicks:
         self.engine = Engine(settings, self.prepare, release=self.release, metrics=self.metrics)
         self.labelled = LabelledAlerts(settings.labels.calibrate_from)
         self.groups = (
-            Groups(settings, self.engine, self.metrics, self.labelled) if settings.groups.enabled else None
+            Groups(settings, self.engine, self.metrics, self.labelled, self.artefact_in_use)
+            if settings.groups.enabled
+            else None
         )
         self.labels = Labels(settings, self.metrics) if settings.labels.enabled else None
         self.not_loaded: str | None = "model not loaded"
@@ -146,6 +148,10 @@ class Clicks:
                 await self.models.follow(records)
         except Exception as error:
             end_process("watching for another model", error)
+
+    def artefact_in_use(self) -> Any:
+        """Of the model that scores now; None while none is loaded."""
+        return self.models.served.artefact if self.models.loaded else None
 
     def exchanged(self, served: ServedModel) -> None:
         """Tell the metrics which model scores from now on."""

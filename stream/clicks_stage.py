@@ -19,6 +19,7 @@ from stream.sessions import FoldRules, NameCodes
 from stream.settings import Settings
 from stream.silence import PartitionTimers
 from stream.stage import Rendered
+from stream.user_news import UserLevels
 
 
 def clicks_rounds(
@@ -66,6 +67,7 @@ def clicks_rounds(
         alerts_topic=settings.alerts_churn_topic,
         every=settings.predictions == "every",
         user_vectors=settings.user_vectors,
+        levels=UserLevels(round(settings.fraud.tempo_s * 1000), settings.fraud.anomaly),
     )
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "ITEM",
     "MAX_ROW_BYTES",
     "SHOP",
+    "USER",
     "Fold",
     "Group",
     "GroupDetector",
@@ -48,6 +49,7 @@ __all__ = [
 SHOP: Final = "shop"
 ITEM: Final = "item"
 DEVICE: Final = "device"
+USER: Final = "user"
 
 #: A row of the stage; a longer one is kept in several pieces of this size.
 MAX_ROW_BYTES: Final = 16 << 10
@@ -55,7 +57,7 @@ _SAID_MEMBERS: Final = 512
 
 
 class Group(NamedTuple):
-    """Which group: ``type`` is `SHOP`, `ITEM` or `DEVICE`, and the subject type of its alerts."""
+    """Which group: ``type`` is `SHOP`, `ITEM`, `DEVICE` or `USER`, and the subject type of its alerts."""
 
     type: str
     id: str

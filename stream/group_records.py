@@ -4,8 +4,9 @@
     item     every purchase and every cart; of an order with lines, each of its items
     device   every purchase and cart, and the first event of each session; where no device is named, the address
     both     one in so many of the other events, chosen by their offsets
+    user     what is out of the ordinary (stream/user_news.py)
 
-The value is the same for all groups of an event, so it is packed once. Between them stand watermarks (no key): the
+The value is the same for all of them but the user, so it is packed once. Between them stand watermarks (no key): the
 event time that a partition of the source has reached, told at most once a minute of event time, so that a partition
 without orders does not hold the others' windows open.
 
@@ -23,9 +24,11 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
+from stream.engagements import announced
 from stream.events import Event
-from stream.group_detectors import DEVICE, ITEM, SHOP, Group, GroupEvent
+from stream.group_detectors import DEVICE, ITEM, SHOP, USER, Group, GroupEvent
 from stream.stage import Message
+from stream.user_news import UserEvent, UserNews
 
 __all__ = ["TELL_MS", "GroupRecords", "Watermark", "group_of", "read_record", "routed"]
 
@@ -33,6 +36,7 @@ __all__ = ["TELL_MS", "GroupRecords", "Watermark", "group_of", "read_record", "r
 TELL_MS: Final = 60_000
 _ENGAGED: Final = frozenset({"purchase", "cart"})
 _MOST_LINES: Final = 16  # of one order; what buys more lines is no detail of this stage
+_OF_USER: Final = f"{USER}:".encode()
 _LONGEST_ID: Final = 256  # bytes; a longer one is told by its hash
 
 
@@ -45,6 +49,7 @@ class Watermark(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_event = msgspec.msgpack.Decoder(GroupEvent).decode
+_unpack_user_event = msgspec.msgpack.Decoder(UserEvent).decode
 _unpack_watermark = msgspec.msgpack.Decoder(Watermark).decode
 
 
@@ -65,7 +70,9 @@ def read_record(key: bytes | None, value: bytes) -> GroupEvent | Watermark:
     Raises:
         msgspec.DecodeError: it is none of ours.
     """
-    return _unpack_watermark(value) if key is None else _unpack_event(value)
+    if key is None:
+        return _unpack_watermark(value)
+    return _unpack_user_event(value) if key.startswith(_OF_USER) else _unpack_event(value)
 
 
 class GroupRecords:
@@ -81,6 +88,8 @@ class GroupRecords:
         self._outputs = [routed(topic, number) for number in range(partitions)]
         kinds = frozenset(kinds)
         self._shops, self._items, self._devices = SHOP in kinds, ITEM in kinds, DEVICE in kinds
+        #: Whether `messages` wants news of users.
+        self.users = USER in kinds
         self._one_in = one_in
         self._told_ms = 0
 
@@ -91,6 +100,7 @@ class GroupRecords:
         offsets: np.ndarray,
         gap_ms: np.ndarray,
         session_position: np.ndarray,
+        news: UserNews | None = None,
     ) -> dict[str, list[Message]]:
         """Messages by output, in the order of the events.
 
@@ -100,6 +110,7 @@ class GroupRecords:
             offsets: (M,) in it.
             gap_ms: (M,) since each user's event before, -1 for the first.
             session_position: (M,) from 1.
+            news: of users, about these events.
         """
         found: dict[str, list[Message]] = {}
         if not len(events):
@@ -139,8 +150,54 @@ class GroupRecords:
             )
             for key in keys:
                 found.setdefault(outputs[crc32(key) % count], []).append((key, value, []))
+        if news is not None:
+            self._tell_of_users(events, partition, offsets, gap_ms, session_position, news, found)
         self._tell(max(event.event_time_ms for event in events), partition, found)
         return found
+
+    def _tell_of_users(
+        self,
+        events: Sequence[Event],
+        partition: int,
+        offsets: np.ndarray,
+        gap_ms: np.ndarray,
+        session_position: np.ndarray,
+        news: UserNews,
+        found: dict[str, list[Message]],
+    ) -> None:
+        place = news.place
+        columns = (place, offsets[place], gap_ms[place], session_position[place], *news[1:])
+        for at, offset, gap, position, life, orders, took, pace, anomaly, oddity in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
+            event = events[at]
+            plain = took < 0 and oddity < 0 and event.action != "purchase"
+            if plain or announced(event):
+                continue
+            item = event.item_id or next((line.item_id for line in event.lines or () if line.item_id), None)
+            value = _pack(
+                UserEvent(
+                    event.event_time_ms,
+                    event.user_id,
+                    event.action,
+                    partition,
+                    offset,
+                    event.event_id,
+                    event.order_id,
+                    item,
+                    event.shop_id,
+                    gap,
+                    position,
+                    life,
+                    orders,
+                    took,
+                    pace,
+                    anomaly,
+                    oddity,
+                )
+            )
+            key = _key(USER, event.user_id)
+            found.setdefault(self._outputs[crc32(key) % len(self._outputs)], []).append((key, value, []))
 
     def _keys(self, event: Event) -> list[bytes]:
         keys = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import structlog
 
+from models.fraud.own_terms import OwnScores, plain_scores
 from stream.alert_calibration import LabelledAlerts
 from stream.broker.topics import TopicInfo, describe_topics
 from stream.brushed_shops import BrushedShops
@@ -29,16 +31,30 @@ from stream.order_brushing import OrderBrushing
 from stream.scoring import readable_id
 from stream.settings import Settings
 from stream.stage import Work
+from stream.user_scores import ScoresInUse, user_watch
 
 logger = structlog.get_logger("foreclick.groups")
 
 BATCH_LIMIT = 1024  # records of one micro-batch: clicks wait in the same event loop
 
 
-def detectors_of(settings: Settings, topic: str) -> list[GroupDetector]:
-    """The detectors that run live. ``topic`` is the input, which evidence names."""
+def detectors_of(
+    settings: Settings, topic: str, scores: Callable[[], OwnScores] = plain_scores
+) -> list[GroupDetector]:
+    """The detectors that run live.
+
+    Args:
+        topic: the input, which evidence names.
+        scores: of users, by the model in use.
+
+    Raises:
+        ConfigurationError: the file of rules is wrong.
+    """
     late_limit_ms = settings.late_limit_s * 1000
-    return [BrushedShops(OrderBrushing(topic, late_limit_ms=late_limit_ms))]
+    return [
+        BrushedShops(OrderBrushing(topic, late_limit_ms=late_limit_ms)),
+        user_watch(settings, topic, scores),
+    ]
 
 
 class Groups:
@@ -47,11 +63,23 @@ class Groups:
     Args:
         clicks: the engine of the first stage, in the same worker.
         labelled: gives alerts their probability.
+        in_use: the artefact of the model that scores now.
+
+    Raises:
+        ConfigurationError: the file of rules is wrong.
     """
 
-    def __init__(self, settings: Settings, clicks: Engine, metrics: Metrics, labelled: LabelledAlerts):
+    def __init__(
+        self,
+        settings: Settings,
+        clicks: Engine,
+        metrics: Metrics,
+        labelled: LabelledAlerts,
+        in_use: Callable[[], Any],
+    ):
         self.settings = settings
         self.labelled = labelled
+        self._detectors = detectors_of(settings, settings.clicks_topic, ScoresInUse(in_use))
         self.metrics = GroupMetrics(metrics)
         self.engine = Engine(
             settings,
@@ -70,7 +98,7 @@ class Groups:
         """Check the topics; the first stage is up already."""
         settings = self.settings
         topics, source = await asyncio.to_thread(groups_topics, settings)
-        detectors = detectors_of(settings, source.name)
+        detectors = self._detectors
         logger.info("groups", kinds=settings.groups.kinds, detectors=[each.kind for each in detectors])
 
         told = await asyncio.to_thread(label_outputs, settings)

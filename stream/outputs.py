@@ -115,6 +115,7 @@ class PredictionRenderer:
         result: Scores,
         names: Mapping[int, str],
         user_vectors: NDArray[np.float16] | None = None,
+        orders: NDArray[np.bool_] | None = None,
     ) -> tuple[list[bytes], list[Headers]]:
         """Render the predictions of M events.
 
@@ -130,6 +131,8 @@ class PredictionRenderer:
             names: category names by code. It may grow from call to call, but a code keeps its name.
                 Codes without a name are left out.
             user_vectors: (M, H), rendered with 4 decimals; None renders null.
+            orders: (M,) which events are orders: ``fake_order`` of these has their anomaly as score where the model has
+                no head of its own for it. None: of no event.
 
         Returns:
             M values and M lists of headers.
@@ -148,6 +151,7 @@ class PredictionRenderer:
             result,
             names,
             user_vectors,
+            orders,
         )
         return values, self.headers(user_ids, event_time_ms, partitions, offsets)
 

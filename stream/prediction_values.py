@@ -159,6 +159,7 @@ class PredictionValues:
         result: Scores,
         names: Mapping[int, str],
         user_vectors: NDArray[np.float16] | None = None,
+        orders: NDArray[np.bool_] | None = None,
     ) -> list[bytes]:
         """The values of M events; arguments and errors as of ``PredictionRenderer.render``."""
         if not len(user_ids):
@@ -179,6 +180,13 @@ class PredictionValues:
                 values[i] = values[i].replace(before.tobytes(), before.tobytes() + text, 1)
         if result.fake_order.shape[1]:
             values = self._with_fake_order(values, result.fake_order, integers[1:3])
+        elif orders is not None:
+            end = b'null,"user_vector":null}'
+            for i in np.flatnonzero(orders).tolist():
+                score = float(result.anomaly_score[i]) + 0.0  # of -0.0 it makes 0.0
+                values[i] = (
+                    values[i][: -len(end)] + b'{"score":%.6f,"probability":null},"user_vector":null}' % score
+                )
         if user_vectors is None:
             return values
         self._check(

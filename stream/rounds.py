@@ -25,6 +25,7 @@ from stream.scoring import ClicksRequest
 from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
 from stream.silence_fold import Part, fold_silences
 from stream.stage import Message, Rendered, Row
+from stream.user_news import UserLevels, UserNews
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class ClicksRounds:
         of_model: what the clicks stage makes of a model.
         topic_id: 16 bytes, of the source.
         every: a prediction an event, or only one for the last of each user in a micro-batch.
+        levels: what is told of users where the second stage wants to hear of them.
     """
 
     def __init__(
@@ -102,13 +104,14 @@ class ClicksRounds:
         alerts_topic: str,
         every: bool,
         user_vectors: bool,
+        levels: UserLevels,
     ):
         self._in_use, self._of_model = in_use, of_model
         self._model = of_model(in_use())
         self._epoch = topic_id[:8]
         self._rules, self._codes = rules, codes
         self._predictions_topic, self._alerts_topic = predictions_topic, alerts_topic
-        self._every, self._user_vectors = every, user_vectors
+        self._every, self._user_vectors, self._levels = every, user_vectors, levels
         # Of all partitions: a code keeps the name under which it was first met.
         self._names: dict[int, str] = {}
 
@@ -241,6 +244,7 @@ class ClicksRounds:
         predicted_at = np.searchsorted(chosen, applied_at).tolist()
         slots = (touched - np.repeat(row_starts, np.diff(packed_at))).tolist()
         times_ms = columns["event_time_ms"]
+        news = self._news(folded, scores)
         rendered: list[Rendered] = []
         for number, request in enumerate(folded.requests):
             here = slice(packed_at[number], packed_at[number + 1])
@@ -249,6 +253,7 @@ class ClicksRounds:
             times = times_ms[here_applied]
             groups = request.groups(
                 applied[here_applied] - bounds[number],
+                None if news is None else news.between(here_applied.start, here_applied.stop),
                 gap_ms=columns["gap_ms"][here_applied],
                 session_position=columns["session_position"][here_applied],
             )
@@ -269,6 +274,13 @@ class ClicksRounds:
                 )
             )
         return rendered
+
+    def _news(self, folded: FoldedRound, scores: Any) -> UserNews | None:
+        """What is out of the ordinary among the applied events, where a second stage wants to hear of it."""
+        if not any(request.tells_of_users for request in folded.requests):
+            return None
+        columns, last_ms = folded.folded.columns, folded.folded.last_ms
+        return self._levels.news(columns, last_ms, scores, folded.model.served.artefact.purchase_code)
 
     def _alerts(self, folded: FoldedRound, scores: Any) -> tuple[list[list[tuple[str, Message]]], np.ndarray]:
         """Kind and message of what each request says of silences, and the rows without events that this changed."""
@@ -350,6 +362,7 @@ class ClicksRounds:
             scores,
             self._names,
             scores.user_vector if self._user_vectors else None,
+            columns["action"][chosen] == folded.model.served.artefact.purchase_code,
         )
         return list(zip(keys, values, headers, strict=True))
 

@@ -21,6 +21,7 @@ from stream.partition_names import PartitionNames
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules
 from stream.silence import PartitionTimers
 from stream.stage import Message, Rendered, Row
+from stream.user_news import UserNews
 
 
 @dataclass(slots=True)
@@ -109,13 +110,20 @@ class ClicksRequest:
             raws[slot] = None
         return raws
 
-    def groups(self, applied: np.ndarray, **of_each: np.ndarray) -> dict[str, list[Message]]:
+    @property
+    def tells_of_users(self) -> bool:
+        """Whether the second stage wants news of users."""
+        return self.work.groups is not None and self.work.groups.users
+
+    def groups(
+        self, applied: np.ndarray, news: UserNews | None = None, **of_each: np.ndarray
+    ) -> dict[str, list[Message]]:
         """Records for the groups of the applied events (``stream.group_records``), by output."""
         if self.work.groups is None:
             return {}
         events = [self.decoded.events[index] for index in applied.tolist()]
         return self.work.groups.messages(
-            events, self.partition, offsets=self.decoded.offsets[applied], **of_each
+            events, self.partition, offsets=self.decoded.offsets[applied], news=news, **of_each
         )
 
     def rendered(self, **parts: Any) -> Rendered:

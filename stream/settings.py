@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream.errors import ConfigurationError
+from stream.fraud_rules import read_rules
 
 PREFIX = "FORECLICK_"
 
@@ -165,7 +166,7 @@ class Groups(_Group):
     """The second stage: what several users have in common, and the detectors of coordination over it."""
 
     enabled: bool = Field(False, description="true: clicks write group records, and a second stage runs")
-    kinds: str = Field("shop,item,device", description="types of groups, comma separated")
+    kinds: str = Field("shop,item,device,user", description="types of groups, comma separated")
     partitions: int = Field(
         2, ge=1, le=1024, description="each takes part in most transactions of clicks: few cost less"
     )
@@ -185,9 +186,9 @@ class Groups(_Group):
     @field_validator("kinds")
     @classmethod
     def _known(cls, kinds: str) -> str:
-        unknown = set(filter(None, kinds.split(","))) - {"shop", "item", "device"}
+        unknown = set(filter(None, kinds.split(","))) - {"shop", "item", "device", "user"}
         if unknown:
-            raise ValueError(f"{', '.join(sorted(unknown))}: there are shop, item and device")
+            raise ValueError(f"{', '.join(sorted(unknown))}: there are shop, item, device and user")
         return kinds
 
 
@@ -211,6 +212,35 @@ class Labels(_Group):
     )
 
 
+class Fraud(_Group):
+    """What of one user is told to the second stage, and when it becomes an alert; see stream/user_watch.py."""
+
+    threshold: float = Field(0.99, gt=0, lt=1, description="score from which on a user is flagged")
+    anomaly: float = Field(
+        0.995,
+        gt=0,
+        le=1,
+        description="of an event, from which on it is told: one in 200 where the model fits",
+    )
+    tempo_s: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="16 events of a session within so long are told: twice as long as 200 a minute",
+    )
+    rules: Path | None = Field(
+        None, description="the analyst's file of rules, TOML; the one that is shipped when not set"
+    )
+
+    def check_rules(self) -> None:
+        """Read the file of rules once.
+
+        Raises:
+            ConfigurationError: it cannot be read, or names an unknown rule or an impossible limit.
+        """
+        read_rules(self.rules)
+
+
 class Http(_Group):
     """Where operators look: /metrics, /healthz, /readyz and the state of one user."""
 
@@ -231,6 +261,7 @@ class Settings(BaseSettings):
     churn: Churn = Field(default_factory=lambda: Churn.model_validate({}))
     groups: Groups = Field(default_factory=lambda: Groups.model_validate({}))
     labels: Labels = Field(default_factory=lambda: Labels.model_validate({}))
+    fraud: Fraud = Field(default_factory=lambda: Fraud.model_validate({}))
     data_dir: Path = Field(default_factory=default_data_dir)
     model: Path | None = Field(
         None, description="model folder until one is activated; the bundled one when not set"
@@ -393,6 +424,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         message = f"Setting {PREFIX}{place} = {shown}: {first['msg']}. Correct it and start again."
         raise ConfigurationError(message) from None
     settings.kafka.check_security()
+    settings.fraud.check_rules()
     return settings
 
 

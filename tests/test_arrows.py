@@ -45,6 +45,9 @@ PURE = [
     Path("stream/fraud_alerts.py"),
     Path("stream/group_detectors.py"),
     Path("stream/brushed_shops.py"),
+    Path("stream/user_news.py"),
+    Path("stream/user_row.py"),
+    Path("stream/user_watch.py"),
     Path("models/split.py"),
     *(
         path

@@ -6,5 +6,6 @@ crowds     what an item's visitors do together
 paths      sessions that somebody has lived through before
 watch      all of them on one log
 fusion     their terms as one score, by what a reference population shows
+own_terms  the score of one user by its own terms, where no crowd is at hand
 baselines  what the score is held against
 """

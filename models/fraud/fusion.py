@@ -95,7 +95,10 @@ class Reference:
 
     def nats(self, events: NDArray, values: NDArray) -> NDArray[np.float64]:
         """Fused nats of rows, (R,): -log of the harmonic mean of the tail chances of terms and sum."""
-        each = self.terms(events, values)
+        return self.fuse(self.terms(events, values))
+
+    def fuse(self, each: NDArray) -> NDArray[np.float64]:
+        """Fused nats, (R,), of the nats of terms, (R, any)."""
         together = _nats(_sum(each), *self.summed)
         most = np.maximum(each.max(axis=1), together)
         return most + np.log(0.5 * np.exp(each - most[:, None]).mean(axis=1) + 0.5 * np.exp(together - most))

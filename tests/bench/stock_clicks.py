@@ -79,6 +79,13 @@ class Anomaly(msgspec.Struct, gc=False):
     reasons: list[Reason]
 
 
+class FakeOrder(msgspec.Struct, gc=False):
+    """Of an order, by a model without labels."""
+
+    score: float
+    probability: None = None
+
+
 class Prediction(msgspec.Struct, gc=False):
     """The value of a prediction, fields in the order of the schema."""
 
@@ -96,7 +103,7 @@ class Prediction(msgspec.Struct, gc=False):
     churn_horizon_s: int
     median_gap_s: float
     anomaly: Anomaly
-    fake_order: None = None
+    fake_order: FakeOrder | None = None
     user_vector: None = None
 
 
@@ -201,6 +208,7 @@ class StockClicks:
                     round(answer.too_predictable, 6),
                     reasons,
                 ),
+                FakeOrder(round(answer.anomaly_score, 6)) if click.action == "purchase" else None,
             )
         )
         time = datetime.datetime.fromtimestamp(click.event_time_ms / 1000, datetime.UTC)

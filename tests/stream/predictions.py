@@ -35,6 +35,7 @@ class Prediction:
     too_predictable: float
     anomaly_score: float
     fake_order: tuple[float, float] | None = None
+    order: bool = False
 
 
 def arguments_of(predictions: Sequence[Prediction]) -> tuple[Any, ...]:
@@ -82,10 +83,6 @@ def reference(
     model: tuple[str, str],
 ) -> dict[str, Any]:
     """The value of a prediction as a dict, field by field as the schema lists them."""
-
-    def six(number: float) -> float:
-        return round(float(np.float32(number)), 6) + 0.0
-
     nats = [six(min(max(term, -MAX_NATS), MAX_NATS)) for term in one.terms]
     reasons = [{"code": code, "nats": value} for code, value in zip(REASONS, nats, strict=True) if value]
     micro_nats = sum(round(value * 1_000_000) for value in nats)
@@ -113,10 +110,18 @@ def reference(
             "too_predictable": six(one.too_predictable),
             "reasons": sorted(reasons, key=lambda reason: -reason["nats"]),
         },
-        "fake_order": one.fake_order
-        and {
-            "score": six(one.fake_order[0]),
-            "probability": None if np.isnan(one.fake_order[1]) else six(one.fake_order[1]),
-        },
+        "fake_order": _fake_order(one),
         "user_vector": None,
     }
+
+
+def six(number: float) -> float:
+    """Six decimals, and no negative zero."""
+    return round(float(np.float32(number)), 6) + 0.0
+
+
+def _fake_order(one: Prediction) -> dict[str, Any] | None:
+    if one.fake_order:
+        score, probability = one.fake_order
+        return {"score": six(score), "probability": None if np.isnan(probability) else six(probability)}
+    return {"score": six(one.anomaly_score), "probability": None} if one.order else None

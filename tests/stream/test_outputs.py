@@ -165,6 +165,21 @@ def test_a_supervised_score_is_an_object_and_no_probability_is_null(one, score, 
     assert json.loads(values[0]) == expected(one) | {"user_vector": [0.0, 0.0] if vectors else None}
 
 
+@_slow_machines
+@given(st.lists(_predictions, min_size=1, max_size=5), st.booleans(), st.data())
+def test_every_order_has_a_score_without_labels(predictions, vectors, data):
+    """Its anomaly's, of orders alone, and no probability; a head of the model's own says it of every event instead."""
+    orders = data.draw(st.lists(st.booleans(), min_size=len(predictions), max_size=len(predictions)))
+    predictions = [replace(one, order=order) for one, order in zip(predictions, orders, strict=True)]
+    vector = np.zeros((len(predictions), 2), np.float16) if vectors else None
+    values, _ = a_renderer().render(*arguments_of(predictions), NAMES, vector, np.array(orders))
+    shown = {"user_vector": [0.0, 0.0] if vectors else None}
+    assert [json.loads(value) for value in values] == [expected(one) | shown for one in predictions]
+    supervised = [replace(one, fake_order=(0.25, 0.5)) for one in predictions]
+    values, _ = a_renderer().render(*arguments_of(supervised), NAMES, vector, np.array(orders))
+    assert [json.loads(value) for value in values] == [expected(one) | shown for one in supervised]
+
+
 def test_user_vectors_are_rendered_when_asked_for():
     """Four decimals, no negative zero, and the schema allows it."""
     vectors = np.array([[0.12345, -0.00001, 1.0], [-2.5, 0.0, 60000.0]], np.float16)

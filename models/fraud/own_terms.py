@@ -1,0 +1,106 @@
+"""The score of one user by what its own events show, where no crowd is at hand: that is how a running pipeline judges.
+
+The terms are those of ``habits`` that can be known of a user without its whole life; all others count as unremarkable.
+How unusual a value is says the reference population of the model in use (``fusion``), where its training made one.
+Else plain limits do, which are no population: of each term a value that one or two honest users in a hundred reach,
+and how much more makes it e times rarer. They were set by hand so that ordinary shops stay below.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import cache, lru_cache
+from math import log, log1p
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from models.fraud.fusion import BUCKET_EDGES, Reference
+from models.fraud.watch import TERMS
+
+__all__ = ["OWN_TERMS", "Judged", "OwnScores", "at_once", "haste", "plain_scores", "same_again", "unlooked"]
+
+#: Value, share of honest users above it, and rise that makes it e times rarer.
+_PLAIN: Final = {
+    "haste": (8.5, 0.02, 0.5),  # eight events within 3.3 s
+    "orders_at_once": (log(4.0), 0.02, 0.25),
+    "same_order_again": (log(3.0), 0.02, 0.3),
+    "hardly_looks": (5.0, 0.1, 3.0),  # a log of orders alone has nothing else
+}
+OWN_TERMS: Final = tuple(_PLAIN)
+_PLAIN_USERS: Final = 100_000
+_PLACES: Final = [TERMS.index(term) for term in OWN_TERMS]
+_MOST_AT_ONCE: Final = 32
+_KEPT: Final = 1 << 16
+
+
+def haste(took_ms: int, events: int) -> float:
+    """Of ``habits``, from the time that so many events took: as if eight of them had shared it evenly."""
+    return round(max(0.0, 12.0 - log1p(took_ms * 7 / (events - 1) / 100.0)), 2)
+
+
+def at_once(orders: int) -> float:
+    """Of ``habits``, from the most orders within an hour."""
+    return log(min(orders, _MOST_AT_ONCE)) if orders else 0.0
+
+
+def same_again(repeats: int) -> float:
+    """Of ``habits``, from how often something was ordered that had been ordered before."""
+    return log1p(repeats)
+
+
+def unlooked(orders: int, events: int) -> float:
+    """Of ``habits``, at an order."""
+    return round(10.0 * orders / (events + 4.0), 1)
+
+
+class Judged(NamedTuple):
+    """Score in 0..1, and nats by `OWN_TERMS`."""
+
+    score: float
+    nats: tuple[float, ...]
+
+
+class OwnScores:
+    """Scores of users; pure, but what was asked before is remembered.
+
+    Args:
+        reference: of the model; None for the plain limits.
+    """
+
+    def __init__(self, reference: Reference | None = None) -> None:
+        self._reference = reference or _plain()
+        self._judged = lru_cache(_KEPT)(self._judge)
+
+    def judge(self, events: int, values: tuple[float, ...], beside: tuple[float, ...] = ()) -> Judged:
+        """The score of a user.
+
+        Args:
+            events: of it so far.
+            values: by `OWN_TERMS`, 0 for unknown.
+            beside: nats of terms that no reference knows.
+        """
+        return self._judged(bisect_right(BUCKET_EDGES, events), values, beside)
+
+    def _judge(self, bucket: int, values: tuple[float, ...], beside: tuple[float, ...]) -> Judged:
+        row = np.zeros((1, len(TERMS)))
+        row[0, _PLACES] = values
+        nats = self._reference.terms(np.array([(1, *BUCKET_EDGES)[bucket]]), row)
+        fused = self._reference.fuse(np.append(nats, [beside], axis=1) if beside else nats)
+        score = float(self._reference.level(fused)[0])
+        return Judged(round(score, 6), tuple(nats[0, _PLACES].tolist()))
+
+
+@cache
+def plain_scores() -> OwnScores:
+    """Scores by the plain limits."""
+    return OwnScores()
+
+
+def _plain() -> Reference:
+    shape = (len(BUCKET_EDGES) + 1, len(TERMS))
+    cut, share, scale = np.ones(shape), np.full(shape, 0.5), np.ones(shape)
+    for place, limits in zip(_PLACES, _PLAIN.values(), strict=True):
+        cut[:, place], share[:, place], scale[:, place] = limits
+    as_it_is = np.array([0.0, 1.0, 1.0])
+    return Reference(cut, share, scale, as_it_is, _PLAIN_USERS, as_it_is)

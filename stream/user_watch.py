@@ -1,0 +1,258 @@
+"""Fake accounts, live: one user's orders, tempo and oddities, as the clicks stage tells them (stream/user_news.py).
+
+    order ──► orders of a week ──► at once? the same again? hardly looks?  ─┐
+    tempo ──► fast stretches   ──► haste                                    ├─► one score ──► at the threshold: an
+    oddity ─► oddities         ──► too predictable, surprising again        ┘                 alert, with its events
+       all ─► the analyst's rules ─────────────────────────────────────────────────────────► one broken: likewise
+
+The score is that of ``models.fraud.own_terms``. Oddities count against how many a user has by chance, one event in 200
+where the level is .995; they support other terms and flag nobody by themselves, since a model that does not fit a shop
+finds everybody odd.
+
+What a rule sees: orders are counted one by one. Events are counted in blocks of 16 of a session, by the user's count of
+events from the first block that was told to the last. So a run of events is surely seen when it has 31 more than the
+limit, and never when it has no more than the limit; a block that took longer than what is told neither begins nor ends
+a run. A broken rule flags its user whatever the score.
+
+A user's records come in the sequence of its partition, so nothing waits for others: an alert leaves with the event that
+made it, however the records were cut into calls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, cast
+
+from models.fraud.crowds import excess_nats
+from models.fraud.own_terms import OWN_TERMS, OwnScores, at_once, haste, plain_scores, same_again
+from models.fraud.rules import RULES
+from stream.alerts import Alert, severity_of
+from stream.errors import ConfigurationError
+from stream.group_detectors import USER, Fold, Group, GroupEvent
+from stream.user_news import ODDITIES, PACE_EVENTS, TEMPO_EVENTS, UserEvent
+from stream.user_row import MAX_ROW_BYTES, MOST_MARKS, MOST_ORDERS, WINDOW, Odd, Order, Seen, UserRow
+
+__all__ = ["KIND", "UserWatch", "countable"]
+
+KIND: Final = "fake_account"
+_HOUR_MS: Final = 3_600_000
+_SHOWN_OF_REASON: Final = 8
+_SHOWN: Final = 24
+_REASONS: Final = 4
+#: A term that says less than this is no reason.
+_LEAST_NATS: Final = 2.0
+#: What oddities may say at most.
+_MOST_PREDICTABLE_NATS, _MOST_SURPRISE_NATS = 4.0, 3.0
+_WITHIN: Final = {1_000: "a second", 60_000: "a minute", _HOUR_MS: "an hour", 24 * _HOUR_MS: "24 hours"}
+
+
+class _Fastest(NamedTuple):
+    """So many events took so long, and what tells it."""
+
+    haste: float
+    events: int
+    took_ms: int
+    seen: Sequence[Seen]
+
+
+class _Terms(NamedTuple):
+    """What a row shows: values by `OWN_TERMS`, nats of oddities, and what the reasons are made of."""
+
+    values: tuple[float, ...]
+    beside: tuple[float, float]
+    fastest: _Fastest | None
+    at_once: Sequence[Order]
+    repeats: int
+    again: Sequence[Order]
+
+
+class _Reason(NamedTuple):
+    code: str
+    text: str
+    numbers: Mapping[str, float]
+    seen: Sequence[Seen]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the alert has it; ``events`` are source positions, partition/offset."""
+        events = " ".join(f"{each.partition}/{each.offset}" for each in self.seen)
+        return {"code": self.code, "text": self.text, **self.numbers, "events": events}
+
+
+def countable(limits: Mapping[str, int]) -> Mapping[str, int]:
+    """The limits of rules, if a row remembers enough to see them broken.
+
+    Raises:
+        ConfigurationError: it does not; the rule and the most that it can have are named.
+    """
+    for rule, limit in limits.items():
+        most = (MOST_MARKS * TEMPO_EVENTS if RULES[rule][1] == "events" else MOST_ORDERS) - 1
+        if limit > most:
+            raise ConfigurationError(
+                f"The rule {rule} has the limit {limit}; a worker remembers enough of a user for limits up to {most}. "
+                f"Write {rule} = {most} or less in the file of FORECLICK_FRAUD__RULES, or leave the rule out."
+            )
+    return limits
+
+
+@dataclass(frozen=True, slots=True)
+class UserWatch:
+    """A ``GroupDetector`` for users.
+
+    Args:
+        topic: that evidence names.
+        limits: of the rules, as `countable` let them pass.
+        threshold: score from which on a user is flagged.
+        anomaly: level of the oddities that are told.
+        scores: those of the model in use now.
+    """
+
+    topic: str
+    limits: Mapping[str, int] = field(default_factory=dict)
+    threshold: float = 0.99
+    anomaly: float = 0.995
+    scores: Callable[[], OwnScores] = plain_scores
+
+    @property
+    def kind(self) -> str:
+        """Of its alerts and rows."""
+        return KIND
+
+    @property
+    def group_types(self) -> frozenset[str]:
+        """Users alone."""
+        return frozenset({USER})
+
+    @property
+    def bucket_ms(self) -> int:
+        """One row: it forgets by itself."""
+        return 0
+
+    @property
+    def max_row_bytes(self) -> int:
+        """One piece."""
+        return MAX_ROW_BYTES
+
+    def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:  # noqa: ARG002
+        """Take the events one by one, and judge after each."""
+        known, alerts = UserRow.of_row(row), list[Alert]()
+        for event in cast(Sequence[UserEvent], events):
+            if event.life_events < known.life:
+                known = UserRow()
+            known.take(event)
+            if (alert := self._judged(known, event)) is not None:
+                alerts.append(alert)
+        if known.forget_ms <= watermark_ms:
+            return Fold(None, alerts)
+        return Fold(known.packed(), alerts, known.forget_ms)
+
+    def _judged(self, known: UserRow, event: UserEvent) -> Alert | None:
+        terms = self._terms(known)
+        judged = self.scores().judge(known.life, terms.values, terms.beside)
+        broken = self._broken(known)
+        if judged.score < self.threshold and not broken:
+            return None
+        score = max(judged.score, self.threshold) if broken else judged.score
+        reasons = [*self._reasons(known, terms, (*judged.nats, *terms.beside), 0 if broken else 1), *broken]
+        now = Seen.of_event(event)
+        seen = {(each.partition, each.offset): each for reason in reasons for each in reason.seen}
+        seen.pop((event.partition, event.offset), None)
+        return Alert(
+            id=f"{KIND}/{USER}/{event.user_id}/{self.topic}/{event.partition}/{event.offset}",
+            kind=KIND,
+            subject_type=USER,
+            subject=event.user_id,
+            score=score,
+            severity=severity_of(score),
+            event_time_ms=event.event_time_ms,
+            reasons=[reason.as_dict() for reason in reasons],
+            evidence=[self._entry(event.user_id, each) for each in (now, *seen.values())][:_SHOWN],
+            approximate=known.approximate,
+        )
+
+    def _terms(self, known: UserRow) -> _Terms:
+        fastest = _fastest(known)
+        most = known.most_orders(_HOUR_MS)
+        repeats, again = known.ordered_again()
+        values = {
+            "haste": fastest.haste if fastest else 0.0,
+            "orders_at_once": at_once(len(most)),
+            "same_order_again": same_again(repeats),
+            "hardly_looks": known.unlooked if known.orders else 0.0,
+        }
+        chance = (1.0 - self.anomaly) * known.life
+        predictable = excess_nats(len(known.predictable), max(0.5, chance / WINDOW))
+        surprise = excess_nats(len(known.surprising), max(1.0, chance))
+        beside = (min(predictable, _MOST_PREDICTABLE_NATS), min(surprise, _MOST_SURPRISE_NATS))
+        return _Terms(tuple(values[code] for code in OWN_TERMS), beside, fastest, most, repeats, again)
+
+    @staticmethod
+    def _reasons(known: UserRow, terms: _Terms, nats: tuple[float, ...], least: int) -> list[_Reason]:
+        """The terms that say something, at least so many, what says most first."""
+        fastest = terms.fastest or _Fastest(0.0, 0, 0, ())
+        said: dict[str, tuple[str, Sequence[Seen]]] = {
+            "haste": (f"{fastest.events} events within {fastest.took_ms / 1000:g} s", fastest.seen),
+            "orders_at_once": (f"{len(terms.at_once)} orders within an hour", terms.at_once),
+            "same_order_again": (
+                f"ordered within a week again what it had ordered: {terms.repeats} times",
+                terms.again,
+            ),
+            "hardly_looks": (f"orders are {10 * known.unlooked:.0f} % of its events", known.orders[-3:]),
+            "too_predictable": (
+                f"as regular as a machine: {len(known.predictable)} times",
+                known.predictable,
+            ),
+            "surprising": (_surprise(known.surprising), known.surprising),
+        }
+        codes = (*OWN_TERMS, "too_predictable", "surprising")
+        ranked = sorted(zip(nats, codes, strict=True), key=lambda pair: -pair[0])[:_REASONS]
+        return [
+            _Reason(code, said[code][0], {"nats": round(weight, 3)}, said[code][1][-_SHOWN_OF_REASON:])
+            for place, (weight, code) in enumerate(ranked)
+            if weight >= _LEAST_NATS or place < least
+        ]
+
+    def _broken(self, known: UserRow) -> list[_Reason]:
+        """The rules that the row shows broken: the most there were within their span, and the limit."""
+        broken = []
+        for rule, limit in self.limits.items():
+            span_ms, what = RULES[rule]
+            seen: Sequence[Seen]
+            if what == "events":
+                times, seen = known.most_events(span_ms)
+            else:
+                one = what == "orders of one item"
+                seen = known.most_orders_of_a_thing(span_ms) if one else known.most_orders(span_ms)
+                times = len(seen)
+            if times > limit:
+                text = f"{times} {what} within {_WITHIN[span_ms]}, more than {limit}"
+                broken.append(_Reason(rule, text, {"count": times, "limit": limit}, seen[-_SHOWN_OF_REASON:]))
+        return broken
+
+    def _entry(self, user: str, seen: Seen) -> dict[str, Any]:
+        source = {"topic": self.topic, "partition": seen.partition, "offset": seen.offset}
+        entry: dict[str, Any] = {"user_id": user, "event_time_ms": seen.event_time_ms, "source": source}
+        for name in ("order_id", "event_id"):
+            if value := getattr(seen, name):
+                entry[name] = value
+        return entry
+
+
+def _fastest(known: UserRow) -> _Fastest | None:
+    told = []
+    if known.marks:
+        mark = min(known.marks, key=lambda mark: mark.took_ms)
+        told.append(_Fastest(haste(mark.took_ms, TEMPO_EVENTS), TEMPO_EVENTS, mark.took_ms, [mark]))
+    paced = [order for order in known.orders if order.pace_ms >= 0]
+    if paced:
+        order = min(paced, key=lambda order: order.pace_ms)
+        told.append(_Fastest(haste(order.pace_ms, PACE_EVENTS), PACE_EVENTS, order.pace_ms, [order]))
+    return max(told, key=lambda each: each.haste, default=None)
+
+
+def _surprise(odd: Sequence[Odd]) -> str:
+    if not odd:
+        return ""
+    mostly = Counter(ODDITIES[each.oddity] for each in odd).most_common(1)[0][0]
+    return f"not what the model expects of people: {len(odd)} times, mostly {mostly.replace('_', ' ')}"

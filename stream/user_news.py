@@ -8,8 +8,8 @@
 An event that is several of these is told once. Of an announced crawler nothing is told: it is nobody's fake.
 
 Tempo and pace are sums of 15 and 7 pauses as the row's window keeps them, in float16: exact to about one part in a
-thousand. A late event has no pause of its own, so none is told at a late one. What a rule about events can see of this says
-``stream/user_watch.py``.
+thousand. A late event has no pause of its own, so none is told at a late one. What a rule about events can see of this
+says ``stream/user_watch.py``.
 
 All is arrays over the micro-batches of a round; only what is told is looked at one by one.
 """

@@ -2,15 +2,17 @@
 
 The terms are those of ``habits`` that can be known of a user without its whole life; all others count as unremarkable.
 How unusual a value is says the reference population of the model in use (``fusion``), where its training made one.
-Else plain limits do, which are no population: of each term a value that one or two honest users in a hundred reach,
-and how much more makes it e times rarer. They were set by hand so that ordinary shops stay below.
+Else plain limits do, which are no population: of each term a value that one honest user in fifty may reach, and how
+much more makes it e times rarer. They were set by hand, on the Taobao log with bursts and heavy buyers put in (seed
+31). No single term but one far beyond its limit is enough: what came in one upload looks hasty, and a log of orders
+alone has nobody who looks.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from functools import cache, lru_cache
-from math import log, log1p
+from math import inf, log, log1p
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,13 +22,15 @@ from models.fraud.watch import TERMS
 
 __all__ = ["OWN_TERMS", "Judged", "OwnScores", "at_once", "haste", "plain_scores", "same_again", "unlooked"]
 
-#: Value, share of honest users above it, and rise that makes it e times rarer.
+#: Value, share of honest users above it, rise that makes it e times rarer, and the most that is believed.
 _PLAIN: Final = {
-    "haste": (8.5, 0.02, 0.5),  # eight events within 3.3 s
-    "orders_at_once": (log(4.0), 0.02, 0.25),
-    "same_order_again": (log(3.0), 0.02, 0.3),
-    "hardly_looks": (5.0, 0.1, 3.0),  # a log of orders alone has nothing else
+    "haste": (7.0, 0.02, 0.3, 7.9),  # eight events within 15 s; 6 s
+    "orders_at_once": (log(6.0), 0.02, 0.4, inf),
+    "same_order_again": (log(5.0), 0.02, 0.2, inf),
+    "hardly_looks": (5.0, 0.1, 3.0, inf),
 }
+#: Terms depend on each other, so that their sum counts for less.
+_PLAIN_SUM: Final = 1.6
 OWN_TERMS: Final = tuple(_PLAIN)
 _PLAIN_USERS: Final = 100_000
 _PLACES: Final = [TERMS.index(term) for term in OWN_TERMS]
@@ -70,6 +74,7 @@ class OwnScores:
 
     def __init__(self, reference: Reference | None = None) -> None:
         self._reference = reference or _plain()
+        self._most = [inf if reference else most for *_, most in _PLAIN.values()]
         self._judged = lru_cache(_KEPT)(self._judge)
 
     def judge(self, events: int, values: tuple[float, ...], beside: tuple[float, ...] = ()) -> Judged:
@@ -84,7 +89,7 @@ class OwnScores:
 
     def _judge(self, bucket: int, values: tuple[float, ...], beside: tuple[float, ...]) -> Judged:
         row = np.zeros((1, len(TERMS)))
-        row[0, _PLACES] = values
+        row[0, _PLACES] = np.minimum(values, self._most)
         nats = self._reference.terms(np.array([(1, *BUCKET_EDGES)[bucket]]), row)
         fused = self._reference.fuse(np.append(nats, [beside], axis=1) if beside else nats)
         score = float(self._reference.level(fused)[0])
@@ -101,6 +106,6 @@ def _plain() -> Reference:
     shape = (len(BUCKET_EDGES) + 1, len(TERMS))
     cut, share, scale = np.ones(shape), np.full(shape, 0.5), np.ones(shape)
     for place, limits in zip(_PLACES, _PLAIN.values(), strict=True):
-        cut[:, place], share[:, place], scale[:, place] = limits
-    as_it_is = np.array([0.0, 1.0, 1.0])
-    return Reference(cut, share, scale, as_it_is, _PLAIN_USERS, as_it_is)
+        cut[:, place], share[:, place], scale[:, place], _ = limits
+    summed, fused = np.array([0.0, 1.0, _PLAIN_SUM]), np.array([0.0, 1.0, 1.0])
+    return Reference(cut, share, scale, summed, _PLAIN_USERS, fused)

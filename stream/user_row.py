@@ -26,7 +26,7 @@ MOST_MARKS: Final = 32
 #: Events that one look at predictability sees.
 WINDOW: Final = 32
 #: Of a row with all its lists full of the longest ids; with what was said it is one piece of a stored row.
-MAX_ROW_BYTES: Final = 15 << 10
+MAX_ROW_BYTES: Final = 31 << 9
 _VERSION: Final = 1
 _MOST_ODD: Final = 16
 _HOUR_MS: Final = 3_600_000
@@ -84,12 +84,14 @@ class UserRow(msgspec.Struct, array_like=True):
     """What is kept of a user.
 
     Attributes:
+        user_id: whose it is.
         unlooked: the highest so far (``models.fraud.own_terms``).
         life: events of the user so far.
         latest_ms: the highest event time.
         approximate: an order found no room.
     """
 
+    user_id: str = ""
     orders: list[Order] = []
     marks: list[Tempo] = []
     predictable: list[Odd] = []
@@ -106,7 +108,7 @@ class UserRow(msgspec.Struct, array_like=True):
 
     def take(self, event: UserEvent) -> None:
         """Remember an event."""
-        self.life = event.life_events
+        self.user_id, self.life = event.user_id, event.life_events
         self.latest_ms = max(self.latest_ms, event.event_time_ms)
         if event.action == "purchase":
             self.unlooked = max(self.unlooked, unlooked(event.orders, event.life_events))

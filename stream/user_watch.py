@@ -21,7 +21,7 @@ made it, however the records were cut into calls.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
@@ -146,6 +146,10 @@ class UserWatch:
         if known.forget_ms <= watermark_ms:
             return Fold(None, alerts)
         return Fold(known.packed(), alerts, known.forget_ms)
+
+    def erase(self, row: bytes, users: Collection[str]) -> bytes | None:
+        """The row, but of a user whom a tombstone has named."""
+        return None if UserRow.of_row(row).user_id in users else row
 
     def _judged(self, known: UserRow, event: UserEvent) -> Alert | None:
         terms = self._terms(known)

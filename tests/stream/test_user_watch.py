@@ -315,6 +315,7 @@ def test_a_buyer_with_a_million_orders_stays_bounded_and_says_so() -> None:
             event_id=f"{n:040d}",
             partition=1023,
             offset=2**60 + n,
+            user_id="u" * 512,
             took_ms=9_999_000,
             oddity=n % len(ODDITIES),
             anomaly=0.999999,
@@ -349,6 +350,14 @@ def test_a_row_is_forgotten_a_week_after_its_last_event() -> None:
     assert fold.row is not None
     assert fold.due_ms == START_MS + 60 * SECOND_MS + 7 * DAY_MS
     assert WATCH.fold(NOBODY, fold.row, [], fold.due_ms).row is None
+
+
+def test_a_row_of_an_erased_user_is_no_row() -> None:
+    """Of others nothing changes."""
+    row = WATCH.fold(NOBODY, None, burst(3), START_MS).row
+    assert row is not None
+    assert WATCH.erase(row, {"u"}) is None
+    assert WATCH.erase(row, {"v"}) == row
 
 
 def test_damaged_rows_are_said() -> None:

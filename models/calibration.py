@@ -68,7 +68,7 @@ def slope_and_offset(logit_N: Tensor, label_N: Tensor) -> tuple[float, float]:
     def loss(numbers: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(numbers[0] * logit_N + numbers[1], label_N)
 
-    slope, offset = _fitted(loss, [1.0, 0.0])
+    slope, offset = fitted_numbers(loss, [1.0, 0.0])
     return slope, offset
 
 
@@ -111,7 +111,7 @@ def _next_category(network: Network, tune: Sequences, event_N: Tensor, before_NR
         probability_N = (1 - out.share_N) * by_vocabulary_N + out.share_N * (pointer * pointed_NW).sum(dim=1)
         return -torch.log(probability_N.clamp_min(1e-9)).mean()
 
-    (factor,) = _fitted(loss, [1.0])
+    (factor,) = fitted_numbers(loss, [1.0])
     first_slot = heads.purchase_at + 2
     _scale(heads.small, slice(first_slot, None), factor)
     _scale(heads.category, slice(None), factor)
@@ -125,8 +125,8 @@ def _scale(layer: torch.nn.Linear, rows: slice, factor: float, offset: float = 0
 
 
 @torch.enable_grad()
-def _fitted(loss: Callable[[Tensor], Tensor], start: list[float]) -> list[float]:
-    """The numbers with the least loss, drawn to where they start by ``RIDGE``.
+def fitted_numbers(loss: Callable[[Tensor], Tensor], start: list[float]) -> list[float]:
+    """A few numbers with the least loss, drawn to where they start by ``RIDGE``.
 
     The first is a factor of logits; one that is not positive, which would turn their order round, is not taken.
     """

@@ -113,6 +113,21 @@ class Fitting:
             events = int(fit.length.sum())
             progress(Report(self.epoch, self.epochs, events, events, loss, tuning, events / seconds))
 
+    def told_of_linear(self, fit: Sequences, progress: Progress | None) -> Callable[[float], None]:
+        """For ``models.shortcut.fit_linear``, whose passes follow the last epoch."""
+        events, last_s = int(fit.length.sum()), time.perf_counter()
+
+        def told(loss: float) -> None:
+            nonlocal last_s
+            now_s = time.perf_counter()
+            if progress is not None:
+                progress(
+                    Report(self.epoch, self.epochs, events, events, loss, None, events / (now_s - last_s))
+                )
+            last_s = now_s
+
+        return told
+
     def _pass(self, fit: Sequences, began_s: float, progress: Progress | None) -> float:
         torch.manual_seed(self.seed * 1_000_003 + self.epoch)
         chunks = chunks_of(fit, np.random.default_rng([self.seed, self.epoch]))
@@ -127,6 +142,7 @@ class Fitting:
                 group["lr"] = learning_rate((self.epoch - 1 + turn / len(chunks)) / self.epochs)
             self.optimiser.zero_grad()
             loss.backward()
+            self.network.heads.keep_past_the_trunk()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
             self.optimiser.step()
             self._average()

@@ -49,7 +49,7 @@ class Heads(nn.Module):
 
     def __init__(self, shortcut_width: int, read_width: int, n_actions: int, n_categories: int) -> None:
         super().__init__()
-        self.n_actions = n_actions
+        self.n_actions, self.shortcut_width = n_actions, shortcut_width
         gap = slice(n_actions, n_actions + 3 * COMPONENTS)
         self.purchase_at = gap.stop  # its row in ``small``; those of the pointer's share and slots follow
         self.small = nn.Linear(read_width, gap.stop + 2 + SLOTS)
@@ -66,6 +66,18 @@ class Heads(nn.Module):
             # A newer event is likelier to be returned to, about as one over its place.
             self.small.bias[-SLOTS:] = -1.1 * torch.arange(SLOTS - 1.0, -1.0, -1.0).log1p()
             self.small.bias[gap] = torch.tensor([0.0, 0.0, 0.0, 2.0, 5.0, 10.0, 1.0, 1.0, 1.0])
+
+    def keep_past_the_trunk(self) -> None:
+        """Forget the gradients of other heads than next action and purchase by what leads past the trunk.
+
+        It is theirs alone, so it may be mixed with other logits afterwards (``models.shortcut``).
+        """
+        for grad in (self.small.weight.grad, self.category.weight.grad):
+            if grad is not None:
+                others = torch.ones(len(grad), dtype=torch.bool, device=grad.device)
+                if grad is self.small.weight.grad:
+                    others[: self.n_actions] = others[self.purchase_at] = False
+                grad[:, : self.shortcut_width].masked_fill_(others[:, None], 0.0)
 
     def read(self, small_NK: Tensor, held_NW: Tensor, any_held_N: Tensor) -> SmallHeads:
         """Name the parts of what ``small`` gave.

@@ -140,14 +140,17 @@ class Network(nn.Module):
             weight.copy_(torch.from_numpy(spec.sd[numbers_of(name, n_actions)]).mean() / len(HABITS))
         self.heads.small.bias[:n_actions] = torch.from_numpy(spec.action_share).log()
 
-    def shortcut_weight(self) -> Tensor:
+    def shortcut_weight(self, direct: Tensor | None = None, habit_weight: Tensor | None = None) -> Tensor:
         """What leads from an event's numbers past the trunk to the heads, (A + 1) x F.
 
-        The habits, each action's own number to its own logit, and what is learned for all numbers.
+        The habits, each action's own number to its own logit, and what is learned for all numbers; the network's own
+        unless others are given.
         """
         n_actions = self.architecture.n_actions
-        weight, action = self.direct.clone(), torch.arange(n_actions, device=self.direct.device)
-        for habit, name in zip(self.habit_weight, HABITS, strict=True):
+        direct = self.direct if direct is None else direct
+        habit_weight = self.habit_weight if habit_weight is None else habit_weight
+        weight, action = direct.clone(), torch.arange(n_actions, device=direct.device)
+        for habit, name in zip(habit_weight, HABITS, strict=True):
             weight[action, numbers_of(name, n_actions).start + action] += habit
         return weight
 

@@ -41,6 +41,7 @@ from models.related import lifts_without_own, related_categories
 from models.return_odds import fit_return_odds
 from models.runtime import StepEngine, StepResult
 from models.sequences import sequences_of
+from models.shortcut import fit_linear, mix_in
 from models.split import Split, scored_events, split_of
 from models.teaching import Teaching, best_mixture, teach
 from models.training_log import (
@@ -164,6 +165,8 @@ def train(
         fitting.save(checkpoint)
     network.load_state_dict(fitting.best_weights)
     network.eval()
+    linear = fit_linear(network, fitted, tuning, fitting.told_of_linear(fitted, progress))
+    mixed = None if linear is None else mix_in(network, linear, tuning)
     calibrated = calibrate(network, tuning)
     network.to("cpu")
     fake_order = _fake_order(log, bounds, split_time_ms, spec, seed, least_labels)
@@ -183,6 +186,7 @@ def train(
         "seed": seed,
         "device": device,
         "curve": fitting.curve,
+        "linear": mixed,
     }
     blank = Reference.fit(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.float32))
     # A median gap is that of gaps that end; how long those may be is what the training users showed.

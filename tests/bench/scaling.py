@@ -38,6 +38,7 @@ LOOK_INTERVAL_S = 0.2
 TIMEOUT_S = 900.0
 # The first micro-batches after a pause are small, the last ones too: neither is what a loaded worker does.
 BEGUN, ENDING = 0.1, 0.95
+LEAST_SEEN = 0.5  # of the events between two looks: in less there is more of the looks' moments than of cost
 
 
 HEADER = (
@@ -80,14 +81,14 @@ def cost_of(looks: Sequence[Look], events: int) -> Cost:
     """Cost of an event, from the first look that saw a tenth of the events done to the first that saw nearly all.
 
     Raises:
-        BenchFailed: nothing lies between the two.
+        BenchFailed: too little lies between the two.
     """
     base = looks[0].events
     begun = next((look for look in looks if look.events - base >= BEGUN * events), None)
     ending = next((look for look in looks if look.events - base >= ENDING * events), None)
-    if begun is None or ending is None or ending.events <= begun.events:
+    done = ending.events - begun.events if begun is not None and ending is not None else 0
+    if begun is None or ending is None or done < LEAST_SEEN * events:
         raise BenchFailed(f"{events} events were over before they could be watched; take more (--events).")
-    done = ending.events - begun.events
     return Cost((ending.cpu_s - begun.cpu_s) * 1e6 / done, done / (ending.at_s - begun.at_s))
 
 
@@ -161,7 +162,7 @@ def page(made: Mapping[str, Any]) -> str:
 
 _METHOD = """
 - Every user's row is made by the worker from one event; then come {events:,} events of users drawn evenly, through one
-  worker, and as many through two.
+  worker, and as many through two. Of few users each has more of them, and with that a fuller history.
 - CPU: of the worker processes together, without broker and source, from a tenth of the events to 95 % of them. Two
   workers share the cores with each other, the broker and the source: their events/s are no more than what is left.
 - Disk: of the stopped worker's data directory. Restore: an empty data directory filled from the changelog, which

@@ -82,6 +82,10 @@ def test_the_cost_of_an_event_leaves_out_beginning_and_end() -> None:
     assert scaling.cost_of(looks, 1000) == pytest.approx((1000, 430))
     with pytest.raises(BenchFailed, match="--events"):
         scaling.cost_of([scaling.Look(0, 0, 0.0), scaling.Look(1, 1000, 1.0)], 1000)
+    with pytest.raises(BenchFailed, match="--events"):
+        scaling.cost_of(
+            [scaling.Look(0, 0, 0.0), scaling.Look(1, 600, 1.0), scaling.Look(2, 1000, 1.1)], 1000
+        )
 
 
 def test_scaling_is_written_as_table_and_json(tmp_path: Path) -> None:

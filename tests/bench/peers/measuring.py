@@ -20,20 +20,23 @@ from stream.broker.topics import TopicSpec, delete_topics, ensure_topics
 from stream.errors import ForeclickError
 from stream.settings import Settings, Topics, load_settings
 from stream.topics import topic_specs
-from tests.bench.bed import SCORES_ONLY, Bed
+from tests.bench.bed import SCORES_ONLY, Bed, now_ms
 from tests.bench.peers.entrants import Entrant, Running
 from tests.bench.peers.oracle import judge_topics
 from tests.bench.processes import BenchFailed, start, stop, wait_until
 from tests.bench.readers import Reader, consumer_of, ends_of, produced_ms, source_position
 from tests.bench.report import tell
+from tests.bench.traffic import send_backlog
 from tests.chaos.oracle import read_committed
 
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 480.0
 DRAIN_TIMEOUT_S = 120.0
 COMMIT_MARGIN_S = (
     3.0  # what stands in the last, uncommitted transactions is not counted: it lies after the window
 )
 LOOK_INTERVAL_S = 0.25
+FIRST_EVENTS = 100
+SILENCE_S = 15.0  # longer than any of them waits with what it has
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Steady:
         measures, figures = self._measures, {}
         self._reader.start()
         try:
-            self._stretch("warm-up", 50.0, 2.0)
+            self._first_events()
             if not self._answered(START_TIMEOUT_S):
                 raise BenchFailed(f"{self._entrant.name} answered nothing within {START_TIMEOUT_S:.0f} s.")
             seconds = measures.paced_warm_up_s + measures.paced_s
@@ -209,6 +212,16 @@ class Steady:
             self._running.kill()
             self._reader.end()
         return figures
+
+    def _first_events(self) -> None:
+        """A few events at once, to see when the process is there."""
+        bed, clicks = self._bed, self._place.settings.clicks_topic
+        traffic = bed.traffic("first", self._measures.users // 10)
+        send_backlog(bed.client, clicks, traffic.records(FIRST_EVENTS, now_ms() - FIRST_EVENTS, 1.0))
+        probe = consumer_of(bed.client)
+        starts = dict.fromkeys(ends_of(probe, clicks), 0)
+        probe.close()
+        self._produced |= produced_ms(bed.client, clicks, starts)
 
     def _ages(self, name: str, rate: float, seconds: float) -> np.ndarray | None:
         """Milliseconds from the producer to the reader; None when the process fell behind."""
@@ -237,7 +250,7 @@ class Steady:
                 self._running = self._start()
 
         produced = self._stretch("kill", rate, measures.kill_s, kill_in_time)
-        self._answered(DRAIN_TIMEOUT_S)
+        self._settled([place for place, at_ms in produced.items() if at_ms > killed_ms])
         time.sleep(COMMIT_MARGIN_S)  # a second answer may still come
         verdict = judge_topics(
             settings.kafka.bootstrap_servers,
@@ -300,6 +313,32 @@ class Steady:
                 return False
             time.sleep(0.1)
         return True
+
+    def _settled(self, later: list[tuple[int, int]]) -> None:
+        """Wait for the answers after a kill: for all, or until it is at work again and says nothing more.
+
+        Args:
+            later: where the events stand that were sent after the kill.
+        """
+        arrived_s, said = self._reader.arrived_s, -1
+        began_s = last_s = time.monotonic()
+        while len(arrived_s) < len(self._produced) and time.monotonic() - began_s < DRAIN_TIMEOUT_S:
+            self._running.check()
+            if len(arrived_s) > said:
+                said, last_s = len(arrived_s), time.monotonic()
+            silent = time.monotonic() - last_s > SILENCE_S
+            if silent and any(place in arrived_s for place in later) and not self._uncommitted():
+                return
+            time.sleep(0.1)
+
+    def _uncommitted(self) -> int:
+        """Predictions that wait for the end of a transaction, an abandoned one too."""
+        ends = []
+        for isolation in ("read_uncommitted", "read_committed"):
+            probe = consumer_of(self._bed.client, **{"isolation.level": isolation})
+            ends.append(sum(ends_of(probe, self._place.settings.predictions_topic).values()))
+            probe.close()
+        return ends[0] - ends[1]
 
 
 def measure(

@@ -189,9 +189,9 @@ All read the same {events:,} events of {users:,} users from 8 partitions with on
   {grace_s:.0f} s after the last event.
 - Kill -9 of all its processes at a drawn moment of {kill_s:.0f} s of steady events (the lower of {rate:.0f}/s and half
   the maximum), started again at once; session timeouts of {session_timeout_s:.0f} s for everybody who has one. `lost`
-  events have no prediction two minutes later, `doubled` have more than one, `contradicting` predictions come from a
-  state in which events are missing or counted twice. `back after`: until the first event sent after the kill was
-  answered.
+  events have no prediction when it is at work again and says nothing more, `doubled` have more than one,
+  `contradicting` predictions come from a state in which events are missing or counted twice. `back after`: until the
+  first event sent after the kill was answered.
 
 Who takes part:
 """

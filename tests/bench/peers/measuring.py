@@ -319,16 +319,24 @@ class Steady:
 
         Args:
             later: where the events stand that were sent after the kill.
+
+        Raises:
+            BenchFailed: it never came to an end; what it lost would be what it had not done yet.
         """
         arrived_s, said = self._reader.arrived_s, -1
         began_s = last_s = time.monotonic()
-        while len(arrived_s) < len(self._produced) and time.monotonic() - began_s < DRAIN_TIMEOUT_S:
+        while len(arrived_s) < len(self._produced):
             self._running.check()
             if len(arrived_s) > said:
                 said, last_s = len(arrived_s), time.monotonic()
             silent = time.monotonic() - last_s > SILENCE_S
             if silent and any(place in arrived_s for place in later) and not self._uncommitted():
                 return
+            if time.monotonic() - began_s > START_TIMEOUT_S:
+                raise BenchFailed(
+                    f"{self._entrant.name} was not at rest {START_TIMEOUT_S:.0f} s after the kill, "
+                    f"{len(arrived_s)} of {len(self._produced)} events answered."
+                )
             time.sleep(0.1)
 
     def _uncommitted(self) -> int:

@@ -98,6 +98,10 @@ class Heads(nn.Module):
             slot_NW=torch.where(held_NW, small_NK[:, G + 2 : G + 2 + SLOTS], -1e9),
         )
 
+    def gap(self, small_NK: Tensor) -> GapMixture:
+        """The gap's part of ``read``, bit for bit."""
+        return GapMixture.of(*small_NK[:, self.n_actions : self.purchase_at].t().contiguous().chunk(3))
+
     def begin_from(self, related: RelatedCategories) -> None:
         """Take the shares and lifts of categories among training users as the first answer."""
         with torch.no_grad():

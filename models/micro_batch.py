@@ -116,6 +116,16 @@ class MicroBatch:
         states: NDArray[np.float16] = self.states[torch.from_numpy(self.last).to(self.device)].cpu().numpy()
         return states
 
+    def gaps(self) -> GapMixture:
+        """What the states as they came say of the time to the next event, as the events that made them did."""
+        rows, R = padded_rows(self.B), self.prepared.read_width
+        read_NR = torch.zeros(rows, R, device=self.device)
+        read_NR[: self.B] = torch.from_numpy(self.state[:, :R]).to(self.device)
+        small_NK = torch.empty(rows, self.prepared.small_width, device=self.device)
+        for tile in self.prepared.tiled(0, rows):
+            self.prepared.small_heads(read_NR[tile], small_NK[tile])
+        return self.network.heads.gap(small_NK)[: self.B]
+
     def _nothing(self) -> StepResult:
         none = np.zeros(0, np.float32)
         return StepResult(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.columns import WINDOW, Columns
+from models.heads import GapMixture
 from models.micro_batch import TOP_CATEGORIES, MicroBatch, StepResult
 from models.prepared import PreparedNetwork
 from models.registry import Artefact
@@ -96,6 +97,12 @@ class StepEngine:
         state = np.zeros((rows, self.artefact.state_width), np.float16)
         window = np.zeros((rows, WINDOW), np.uint32)
         return self._tried(lambda: MicroBatch(self.prepared, state, window, columns).advanced())
+
+    def gaps(self, state: NDArray[np.float16]) -> GapMixture:
+        """What states (B, S) say of the time to the next event: the ``gap_mixture`` of the steps that made them."""
+        nothing = {"action": np.zeros(0, np.uint8)}
+        window = np.zeros((len(state), WINDOW), np.uint32)
+        return self._tried(lambda: MicroBatch(self.prepared, state, window, nothing).gaps())
 
     def _tried(self, step: Callable[[], R]) -> R:
         """Run a step; when the device fails, again on the CPU, and everything after it too."""

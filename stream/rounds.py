@@ -23,7 +23,7 @@ from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
 from stream.scoring import ClicksRequest
 from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
-from stream.silence_fold import Part, fold_silences
+from stream.silence_fold import Found, Part, fold_silences
 from stream.stage import Message, Rendered, Row
 from stream.user_news import UserLevels, UserNews
 
@@ -79,6 +79,35 @@ class FoldedRound:
     position: np.ndarray
     stale: tuple[np.ndarray, dict[str, np.ndarray]] | None
     names: list[list[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Silences:
+    """``stream.silence_fold.Deadlines`` of a round."""
+
+    renderer: ChurnAlertRenderer
+    folded: FoldedRound
+    scores: Any
+
+    def least(self, events: np.ndarray) -> np.ndarray:
+        return self._curves(events).least(self.renderer.threshold)
+
+    def after(self, events: np.ndarray) -> Found:
+        return self._found(self._curves(events))
+
+    def carried(self, rows: np.ndarray) -> Found:
+        gaps = self.folded.model.served.engine.gaps(self.folded.state[rows])
+        return self._found(ReturnCurves(self.renderer.horizon_s, gaps.parameters()))
+
+    def _curves(self, events: np.ndarray) -> ReturnCurves:
+        odds, gaps = self.renderer.odds, self.scores.gap_mixture[events]
+        base = None if odds is None else self.scores.return_base[events]
+        return ReturnCurves(self.renderer.horizon_s, gaps.parameters(), odds, base)
+
+    def _found(self, curves: ReturnCurves) -> Found:
+        found_s = curves.deadlines(self.renderer.threshold)
+        chance = curves.chance(np.maximum(found_s, 1).astype(np.float64))
+        return found_s, np.rint(chance * 1e6).astype(np.int64)
 
 
 class ClicksRounds:
@@ -307,18 +336,6 @@ class ClicksRounds:
             parts.append(Part(decoded.keys, rows, events, request.watermark_ms, ended))
             row_start, event_start, start = row_end, event_end, end
 
-        def deadlines(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            odds = renderer.odds
-            curves = ReturnCurves(
-                renderer.horizon_s,
-                scores.gap_mixture[events].parameters(),
-                odds,
-                None if odds is None else scores.return_base[events],
-            )
-            found_s = curves.deadlines(renderer.threshold)
-            chance = curves.chance(np.maximum(found_s, 1).astype(np.float64))
-            return found_s, np.rint(chance * 1e6).astype(np.int64)
-
         offset = np.concatenate([request.decoded.offsets for request in folded.requests])[applied]
         said, missed = fold_silences(
             folded.rows,
@@ -328,7 +345,7 @@ class ClicksRounds:
             folded.folded.last_ms,
             offset,
             parts,
-            deadlines,
+            _Silences(renderer, folded, scores),
         )
         return [
             list(zip([one.kind for one in some], renderer.messages(some, request.partition), strict=True))

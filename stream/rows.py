@@ -9,7 +9,8 @@ read on their user's next event:
     duplicates    ring of the last 16 hashes of event ids
     model         fingerprint of the weights, and the state vector in float16
     window        the last events, newest last: the truth from which a state vector is rebuilt
-    alerts        how long the silence after the last event may last, and whether that was said
+    alerts        how long the silence after the last event may last, whether that is the deadline itself or only less
+                  than it, and whether the silence was said
 
 All numbers are little-endian and nothing is padded. A change of the layout is a new `VERSION` with a
 golden file of its own in tests/golden; the versions before it stay readable. Version 1 reserved a deadline in
@@ -30,11 +31,24 @@ from numpy.typing import NDArray
 
 from stream.errors import DamagedRow
 
-__all__ = ["ENTRY_BYTES", "RING", "SAID", "VERSION", "RowLayout", "fingerprint_of", "read", "waited_until_ms"]
+__all__ = [
+    "ENTRY_BYTES",
+    "LEAST",
+    "RING",
+    "SAID",
+    "VERSION",
+    "RowLayout",
+    "fingerprint_of",
+    "looked_at_ms",
+    "read",
+    "waited_until_ms",
+]
 
 VERSION: Final = 2
 #: Of ``said``: the silence that lasts now was said.
 SAID: Final = 1
+#: Of ``said``: ``silence_s`` is less than the silence that would be an alert; how long that is was not asked yet.
+LEAST: Final = 2
 #: How many event ids of a user are remembered to drop repeats.
 RING: Final = 16
 #: One window entry: action u1, category u4, item u4, log gap f2, log price f2.
@@ -54,9 +68,9 @@ _COPIED = (
 _ALERTS: Final = {
     1: (("deadline_ms", "<i8"), ("said_v1", "u1")),
     2: (
-        ("silence_s", "<u4"),  # after the last event, until it is an alert; 0: never
+        ("silence_s", "<u4"),  # after the last event, until it is an alert, or with LEAST may be; 0: never
         ("return_millionths", "<u4"),  # the chance of coming back after it
-        ("said", "u1"),
+        ("said", "u1"),  # SAID, LEAST or 0
     ),
 }
 _silence_at_the_end = struct.Struct("<I4xB").unpack_from
@@ -228,15 +242,30 @@ def fingerprint_of(raw: bytes) -> int:
     return int(np.frombuffer(raw, dtype=_layout_of(raw).dtype)["fingerprint"][0])
 
 
+def looked_at_ms(last_ms: NDArray[np.int64], silence_s: NDArray[np.int64]) -> NDArray[np.int64]:
+    """When the deadline of a row with ``LEAST`` is asked for, by last time and ``silence_s`` (more than 0).
+
+    Before that silence is over, by up to a quarter of it: times that are multiples of a power of two seconds. A user
+    who comes by now and then so keeps the same one from event to event, and so does the index of timers.
+    """
+    _, bits = np.frexp(silence_s.astype(np.float64))
+    quantum_ms = 1000 << np.maximum(bits - 3, 0).astype(np.int64)
+    over_ms = last_ms + silence_s * 1000
+    return np.asarray(over_ms - over_ms % quantum_ms, np.int64)
+
+
 def waited_until_ms(raw: bytes) -> int:
-    """When a stored row's silence becomes an alert, whatever its layout; 0 where nobody is waited for."""
+    """When a stored row is looked at for its silence, whatever its layout; 0 where nobody is waited for.
+
+    The moment at which the silence becomes an alert, or with ``LEAST`` that of ``looked_at_ms``.
+    """
     if raw[0] != VERSION:
         return 0
     silence_s, said = _silence_at_the_end(raw, len(raw) - 9)
     if not silence_s or said & SAID:
         return 0
-    last_ms: int = _time_at(raw, _LAST_MS_AT)[0]
-    return last_ms + int(silence_s) * 1000
+    over_ms: int = _time_at(raw, _LAST_MS_AT)[0] + silence_s * 1000
+    return over_ms - over_ms % (1000 << max(silence_s.bit_length() - 3, 0)) if said & LEAST else over_ms
 
 
 @lru_cache(maxsize=64)
@@ -284,6 +313,7 @@ def read(raw: bytes) -> dict[str, Any]:
     events = int(row["life_events"])
     held = min(layout.window, int(row["window_count"]))
     silence_s, said = (int(row["silence_s"]), int(row["said"])) if layout.version > 1 else (0, 0)
+    over_ms = int(row["last_ms"]) + silence_s * 1000
     seen = [code for code in range(layout.n_actions) if row["action_life"][code]]
     log_gaps, log_prices = row["w_log_gap"].astype(float), row["w_log_price"].astype(float)
     return {
@@ -321,7 +351,8 @@ def read(raw: bytes) -> dict[str, Any]:
         ],
         "alerts": {
             "said": bool(said & SAID),
-            "deadline": _iso(int(row["last_ms"]) + silence_s * 1000) if silence_s else None,
+            "deadline": _iso(over_ms) if silence_s and not said & LEAST else None,
+            "not_before": _iso(over_ms) if silence_s and said & LEAST else None,
         },
     }
 

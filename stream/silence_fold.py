@@ -5,8 +5,10 @@ applied events of R partitions, because nearly every event only moves its user's
 
 - a silence lasts from an event to the user's next one; it was said if the watermark passed its deadline before or with
   that next event. So each silence needs one comparison, with the watermark at the event that ends it, or at the end;
-- the deadline is asked for only of a user's last event here, and of one whose silence is ended by an event so much
-  later that its timer could have run out. Within a session it never does;
+- the deadline is dear, a silence that is surely shorter is cheap. Of a user's last event here only that is asked for,
+  and nothing at all of one whose silence another event ends within a session. The deadline itself is asked for when the
+  time of the partition comes near to the lesser silence (``stream.rows.looked_at_ms``): of the event where it does so
+  at once, else, later, of the row. When it is asked does not change what it is: the row's state vector says the same;
 - a user who is heard of late was not silent meanwhile: no timer runs out within half an hour of the watermark that
   stood when its event came, or every event of a delayed upload would be missed and welcomed;
 - only what is said is looked at one by one.
@@ -14,24 +16,37 @@ applied events of R partitions, because nearly every event only moves its user's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
-from stream.rows import SAID
+from stream.rows import LEAST, SAID, looked_at_ms
 from stream.silence import EXPECTED, RETURNED, Said, Silence
 
-__all__ = ["FIRST_SILENCE_MS", "Part", "fold_silences"]
+__all__ = ["FIRST_SILENCE_MS", "Deadlines", "Part", "fold_silences"]
 
 #: No deadline comes earlier after its event (``models.churn.FIRST_SILENCE_S``).
 FIRST_SILENCE_MS: Final = 1_800_000
 #: A row keeps seconds in 32 bits; 136 years.
 MOST_SILENCE_S: Final = 2**32 - 1
 
-#: Of some events (K,): seconds of silence until the alert, 0 for never, and the chance of a return then in millionths.
-Deadlines = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+#: Seconds of silence until the alert, 0 for never, and the chance of a return then in millionths, (K,) each.
+Found = tuple[np.ndarray, np.ndarray]
+
+
+class Deadlines(Protocol):
+    """What the model says of silences; each is asked once a round at most."""
+
+    def least(self, events: np.ndarray) -> np.ndarray:
+        """Seconds (K,) that are surely fewer than those of ``after``; 0 where only that can tell."""
+
+    def after(self, events: np.ndarray) -> Found:
+        """Of the silences that events of the round begin."""
+
+    def carried(self, rows: np.ndarray) -> Found:
+        """Of the silences that rows brought along, from their states before the round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +85,7 @@ def fold_silences(
         columns: of the applied events, (M,): ``row`` and ``event_time_ms``.
         after_ms: (M,) the user's last time after each of them.
         offset: (M,) in the source.
-        deadlines: asked once.
+        deadlines: of this round's events and rows.
 
     Returns:
         What each partition says, in the order of records and, at one record, of deadlines; and the rows without events
@@ -99,22 +114,35 @@ def fold_silences(
     ends_ms = np.where(last, until_ms[row], watermark_ms[following]) if len(row) else watermark_ms
 
     # Silences that the rows brought along end with the first event here, or not at all.
-    carried = rows["silence_s"] > 0
-    said_before = carried & ((rows["said"] & SAID) > 0)
-    carried_ms = last_ms + rows["silence_s"].astype(np.int64) * 1000
     carried_ends_ms = np.where(first < 0, until_ms, watermark_ms[first]) if len(row) else until_ms
-    runs_out = carried & ~said_before & (carried_ms < carried_ends_ms)
+    carried_s = rows["silence_s"].astype(np.int64)
+    asked = np.flatnonzero(((rows["said"] & LEAST) > 0) & (carried_s > 0))
+    asked = asked[looked_at_ms(last_ms[asked], carried_s[asked]) < carried_ends_ms[asked]]
+    if len(asked):
+        found_s, rows["return_millionths"][asked] = deadlines.carried(asked)
+        carried_s[asked] = rows["silence_s"][asked] = _lasting(found_s, carried_s[asked])
+        rows["said"][asked] = 0
+    said_before = (carried_s > 0) & ((rows["said"] & SAID) > 0)
+    carried_ms = last_ms + carried_s * 1000
+    # Of a silence that is only the least one the deadline is later still.
+    runs_out = (carried_s > 0) & ~said_before & (carried_ms < carried_ends_ms)
 
-    # Silences that begin here.
-    asked = np.flatnonzero(last | (ends_ms - watermark_ms > FIRST_SILENCE_MS))
+    # Silences that begin here. No timer runs out within half an hour of the watermark.
+    begun = np.flatnonzero(last | (ends_ms - watermark_ms > FIRST_SILENCE_MS))
+    heard_s = (watermark_ms[begun] + (FIRST_SILENCE_MS + 999) - after_ms[begun]) // 1000
+    least_s = deadlines.least(begun)
     silence_s, millionths = np.zeros(len(row), np.int64), np.zeros(len(row), np.int64)
-    found_s, millionths[asked] = deadlines(asked)
-    heard_s = (watermark_ms[asked] + (FIRST_SILENCE_MS + 999) - after_ms[asked]) // 1000
-    lasts_s = np.maximum(found_s, heard_s)
-    # Beyond what a row can say: a clock ran ages ahead of this user's.
-    silence_s[asked] = np.where((found_s > 0) & (lasts_s <= MOST_SILENCE_S), lasts_s, 0)
+    silence_s[begun] = np.where(least_s > 0, _lasting(least_s, heard_s), 0)
+    open_ = silence_s[begun] > 0
+    open_ &= looked_at_ms(after_ms[begun], np.maximum(silence_s[begun], 1)) >= ends_ms[begun]
+    is_least = np.zeros(len(row), np.bool_)
+    is_least[begun[open_]] = True
+    if not open_.all():
+        asked_of = begun[~open_]
+        found_s, millionths[asked_of] = deadlines.after(asked_of)
+        silence_s[asked_of] = _lasting(found_s, heard_s[~open_])
     deadline_ms = after_ms + silence_s * 1000
-    runs_out_here = (silence_s > 0) & (deadline_ms < ends_ms)
+    runs_out_here = (silence_s > 0) & ~is_least & (deadline_ms < ends_ms)
 
     said: list[list[Said]] = [[] for _ in parts]
     over = np.flatnonzero(runs_out | (said_before & (first >= 0)))
@@ -141,13 +169,21 @@ def fold_silences(
     newest = row[last]
     rows["silence_s"][newest] = silence_s[last]
     rows["return_millionths"][newest] = millionths[last]
-    rows["said"][newest] = np.where(runs_out_here[last], SAID, 0)
+    rows["said"][newest] = np.where(runs_out_here[last], SAID, np.where(is_least[last], LEAST, 0))
     idle = runs_out & (first < 0)
+    rows["said"][idle] = SAID
+    idle[asked] |= first[asked] < 0
     for part in parts:
         for slot in part.ended:
             idle[part.rows.start + slot] = False  # a tombstone follows
-    rows["said"][idle] = SAID
     return said, np.flatnonzero(idle)
+
+
+def _lasting(found_s: np.ndarray, least_s: np.ndarray) -> np.ndarray:
+    """How long silences last of which the model and the watermark say something; 0 for ever."""
+    lasts_s = np.maximum(found_s, least_s)
+    # Beyond what a row can say: a clock ran ages ahead of this user's.
+    return np.where((found_s > 0) & (lasts_s <= MOST_SILENCE_S), lasts_s, 0)
 
 
 class _Told:

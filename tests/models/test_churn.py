@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erfc
 
-from models.churn import LAST_SILENCE_S, log_survival, return_chance, silence_deadlines, silence_grid
+from models.churn import (
+    LAST_SILENCE_S,
+    least_silences,
+    log_survival,
+    return_chance,
+    silence_deadlines,
+    silence_grid,
+)
 from models.heads import COMPONENTS, GapMixture
 
 HOUR, DAY = 3_600, 86_400
@@ -55,6 +62,32 @@ def test_the_chance_is_below_the_threshold_at_the_deadline_and_not_a_place_befor
     assert (grid[place] == deadline[later]).all()
     earlier = return_chance(made[:, :, later], grid[place - 1].astype(float), horizon_s)
     assert (earlier >= threshold - rounding).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 500),
+    st.sampled_from([HOUR, DAY, 30 * DAY, 365 * DAY]),
+    st.sampled_from([0.001, 0.05, 0.3, 0.5, 0.9]),
+)
+def test_a_least_silence_is_shorter_than_the_deadline(seed: int, horizon_s: int, threshold: float) -> None:
+    """Whatever the curve; where no deadline comes it may be any, and no user's depends on others."""
+    made = mixture(seed, 200)
+    least, deadline = (
+        least_silences(made, horizon_s, threshold),
+        silence_deadlines(made, horizon_s, threshold),
+    )
+    assert (least[deadline > 0] < deadline[deadline > 0]).all()
+    np.testing.assert_array_equal(least_silences(made[:, :, 7:8], horizon_s, threshold), least[7:8])
+
+
+def test_most_deadlines_have_a_least_silence() -> None:
+    """Of people who come back within days, watched for a month."""
+    rng = np.random.default_rng(2)
+    made = np.stack(
+        [rng.dirichlet([3, 2, 1], 500).T, rng.normal([[3], [8], [13]], 0.5, (3, 500)), np.full((3, 500), 1.5)]
+    )
+    assert (least_silences(made, 30 * DAY, 0.5) > DAY).mean() > 0.8
 
 
 def test_the_grid_of_deadlines_is_fine() -> None:

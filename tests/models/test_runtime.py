@@ -225,6 +225,18 @@ def test_rebuilt_states_have_the_bits_of_steps(engine, columns):
     assert not engine.rebuild(2, nothing).any()
 
 
+def test_states_say_of_gaps_what_their_events_said(engine, columns):
+    """Bit for bit, whoever is asked beside: a deadline may be found later than its event."""
+    rows = int(columns["row"].max()) + 1
+    blank, empty = np.zeros((rows, engine.artefact.state_width), np.float16), np.zeros((rows, 32), np.uint32)
+    result = engine.step(blank, empty, columns)
+    last = np.full(rows, -1)
+    last[columns["row"]] = np.arange(len(columns["row"]))
+    said = result.gap_mixture[last].parameters()
+    assert engine.gaps(result.state).parameters().tobytes() == said.tobytes()
+    assert engine.gaps(result.state[3:5]).parameters().tobytes() == said[:, :, 3:5].tobytes()
+
+
 def test_arguments_are_left_unchanged(engine, columns):
     """``step`` is a pure function of arrays."""
     users, before, part = synthetic.micro_batch(columns, in_order_of_time(columns))

@@ -125,7 +125,7 @@ def test_rows_of_version_1_are_upgraded() -> None:
     assert not any(upgraded[name].any() for name in told)
     assert DEFAULT.pack(upgraded)[0][:6] == bytes([VERSION, 11, 32, 13, 128, 0])
     assert waited_until_ms(raw) == 0
-    assert read(raw)["alerts"] == {"said": False, "deadline": None}
+    assert read(raw)["alerts"] == {"said": False, "deadline": None, "not_before": None}
 
 
 def test_blank_rows_are_zeros_but_for_header_and_position() -> None:
@@ -298,8 +298,12 @@ def test_a_row_is_shown_in_plain_words() -> None:
     assert shown["window"][0]["price"] is None
     assert shown["window"][1]["gap_s"] == pytest.approx(1.0, abs=1e-3)
     assert shown["window"][1]["price"] == pytest.approx(9.99, rel=2e-3)  # float16 keeps three digits
-    assert shown["alerts"] == {"said": False, "deadline": None}
+    assert shown["alerts"] == {"said": False, "deadline": None, "not_before": None}
     rows["silence_s"], rows["said"] = 86_400, 1
     shown = read(DEFAULT.pack(rows)[0])
-    assert shown["alerts"] == {"said": True, "deadline": "2017-11-25T19:08:37.000+00:00"}
+    assert shown["alerts"] == {
+        "said": True,
+        "deadline": "2017-11-25T19:08:37.000+00:00",
+        "not_before": None,
+    }
     assert read(DEFAULT.pack(DEFAULT.blank(1))[0])["last_event"] is None

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.rows import SAID, RowLayout
+from stream.rows import LEAST, SAID, RowLayout, looked_at_ms
 from stream.silence import (
     EXPECTED,
     MOST_DUE,
@@ -109,3 +109,19 @@ def test_silences_of_many_rows_are_read_like_one() -> None:
             timer = timer_of(b"k", raw)
             assert timer is not None
             assert read_timer_key(timer)[0] == int(entry["last_ms"]) + 1000 * int(entry["silence_s"])
+
+
+@given(st.integers(1, 2**41), st.integers(1, 2**32 - 1))
+def test_a_least_silence_is_looked_at_before_it_is_over(last_ms: int, silence_s: int) -> None:
+    """By at most a quarter of it; a row's bytes say what the arrays say."""
+    at_ms = int(looked_at_ms(np.array([last_ms]), np.array([silence_s]))[0])
+    over_ms = last_ms + 1000 * silence_s
+    assert over_ms - max(250 * silence_s, 1_000) <= at_ms <= over_ms
+    assert timer_of(b"u", row(last_ms, silence_s, LEAST)) == (timer_key(at_ms, b"u") if at_ms else None)
+
+
+def test_events_of_a_visit_keep_their_timer() -> None:
+    """While the least silence is the same, the index of timers does not move with each event."""
+    times = 1_700_000_000_000 + np.arange(0, 6 * 3_600_000, 60_000)
+    looked_at = looked_at_ms(times, np.full(len(times), 460_800))
+    assert len(np.unique(looked_at)) <= 2

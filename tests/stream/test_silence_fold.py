@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.rows import LEAST, SAID, looked_at_ms
 from stream.silence import EXPECTED, Said
 from stream.silence_fold import Part, fold_silences
 from tests.stream.silence_reference import Reference
@@ -37,12 +38,52 @@ STEPS = st.lists(
 )
 
 
+class Told:
+    """Deadlines by offset, as ``stream.silence_fold.Deadlines``; a share of each is surely less, 0 tells nothing.
+
+    Attributes:
+        asked: events whose deadline was asked for.
+    """
+
+    def __init__(self, silence_s: dict[int, int], offset: np.ndarray, position: np.ndarray, share: float):
+        self._silence_s, self._offset, self._position, self._share = silence_s, offset, position, share
+        self.asked: list[int] = []
+
+    def least(self, events: np.ndarray) -> np.ndarray:
+        known = np.array([self._silence_s[at] for at in self._offset[events].tolist()], np.int64)
+        return np.where(known > 0, (known * self._share).astype(np.int64), int(9_999 * self._share))
+
+    def after(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.asked += events.tolist()
+        return self._of(self._offset[events])
+
+    def carried(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._of(self._position[rows])
+
+    def _of(self, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([self._silence_s[at] for at in offset.tolist()], np.int64), offset
+
+
 class Partition:
     """Rows in memory; every user joins every micro-batch, as if all timers might be due."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_s: dict[int, int], share: float) -> None:
         self.rows: dict[bytes, np.ndarray] = {}
         self.watermark_ms = 0
+        self._silence_s, self._share = silence_s, share
+
+    def waited_for(self) -> dict[bytes, tuple[int, bool]]:
+        """Deadline of each user, 0 for none, and whether that was said; a least one is asked about."""
+        found = {}
+        for key, row in self.rows.items():
+            last_ms, least_s = int(row["last_ms"]), int(row["silence_s"])
+            silence_s = least_s
+            if row["said"] & LEAST:
+                assert looked_at_ms(np.array([last_ms]), np.array([least_s]))[0] >= self.watermark_ms
+                asked_s = self._silence_s[int(row["position"])]
+                silence_s = max(asked_s, least_s) if asked_s else 0
+            found[key] = (last_ms + 1000 * silence_s if silence_s else 0, row["said"] == SAID)
+        return found
 
     def slots(self, steps: list[Step]) -> tuple[list[bytes], list[int], dict[int, int], set[int]]:
         """Keys of slots, slot of each event, events before each tombstone by slot, and slots that begin blank."""
@@ -87,14 +128,11 @@ class Partition:
             after_ms[event] = rows["last_ms"][slot] = max(rows["last_ms"][slot], times[event])
             rows["position"][slot] = offset[event]
 
-        def deadlines(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            chosen = [events[event][1].silence_s for event in asked]
-            return np.array(chosen, np.int64), offset[asked]
-
+        told = Told(self._silence_s, offset, before["position"], self._share)
         part = Part(keys, slice(0, len(keys)), slice(0, len(row)), self.watermark_ms, ended)
         columns: dict[str, Any] = {"row": row, "event_time_ms": times}
         (said,), missed = fold_silences(
-            rows, before["last_ms"], before["position"], columns, after_ms, offset, [part], deadlines
+            rows, before["last_ms"], before["position"], columns, after_ms, offset, [part], told
         )
         written = {*at, *missed.tolist()}
         for step in steps:
@@ -118,24 +156,38 @@ def told_by_reference(steps: list[Step]) -> tuple[list[Said], Reference]:
 
 
 @settings(deadline=None, max_examples=400)
-@given(STEPS, st.lists(st.integers(0, 24), max_size=6))
-def test_micro_batches_say_what_is_said_event_by_event(steps: list[Step], cuts: list[int]) -> None:
-    """Any order of events and tombstones, cut anywhere; order, deadlines and positions included."""
+@given(STEPS, st.lists(st.integers(0, 24), max_size=6), st.sampled_from([0.0, 0.3, 1.0]))
+def test_micro_batches_say_what_is_said_event_by_event(
+    steps: list[Step], cuts: list[int], share: float
+) -> None:
+    """Any order of events and tombstones, cut anywhere; order, deadlines and positions included.
+
+    Whether a lesser silence is known beforehand, and how much less it is, changes nothing.
+    """
     expected, reference = told_by_reference(steps)
-    partition = Partition()
+    partition = Partition({at: step.silence_s or 0 for at, step in enumerate(steps)}, share)
     bounds = [0, *sorted(min(cut, len(steps)) for cut in cuts), len(steps)]
     said: list[Said] = []
     for start, end in pairwise(bounds):
         said += partition.take(steps[start:end], start)
     assert said == expected
-    waited_for = {key: (w.silence.deadline_ms, w.said) for key, w in reference.users.items()}
-    assert {
-        key: (
-            int(row["last_ms"]) + 1000 * int(row["silence_s"]) if row["silence_s"] else 0,
-            bool(row["said"]),
-        )
-        for key, row in partition.rows.items()
-    } == waited_for
+    assert partition.waited_for() == {
+        key: (waited.silence.deadline_ms, waited.said) for key, waited in reference.users.items()
+    }
+
+
+@settings(deadline=None)
+@given(STEPS, st.lists(st.integers(0, 24), max_size=6))
+def test_rows_do_not_tell_how_events_were_cut(steps: list[Step], cuts: list[int]) -> None:
+    """Also when a deadline was asked for is the same in each cut."""
+    silence_s = {at: step.silence_s or 0 for at, step in enumerate(steps)}
+    whole, cut = Partition(silence_s, 0.5), Partition(silence_s, 0.5)
+    whole.take(steps, 0)
+    for start, end in pairwise([0, *sorted(min(at, len(steps)) for at in cuts), len(steps)]):
+        cut.take(steps[start:end], start)
+    assert {key: row.tobytes() for key, row in cut.rows.items()} == {
+        key: row.tobytes() for key, row in whole.rows.items()
+    }
 
 
 def test_partitions_of_one_round_do_not_see_each_other() -> None:
@@ -156,7 +208,7 @@ def test_partitions_of_one_round_do_not_see_each_other() -> None:
         np.array([9 * hour]),
         np.array([7]),
         parts,
-        lambda asked: (np.zeros(len(asked), np.int64), np.zeros(len(asked), np.int64)),
+        Told({7: 0}, np.array([7]), np.zeros(3), 0.0),
     )
     assert [[(one.kind, one.key, one.offset) for one in some] for some in said] == [[], [(EXPECTED, b"b", 5)]]
     assert missed.tolist() == [1]
@@ -171,22 +223,47 @@ def test_deadlines_are_asked_for_where_they_can_matter() -> None:
         "row": np.array([0, 0, 0, 0, 1], np.int32),
         "event_time_ms": times,
     }
-    asked: list[int] = []
-
-    def deadlines(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        asked.extend(events.tolist())
-        return np.full(len(events), 1_800), np.zeros(len(events), np.int64)
-
+    offset = np.arange(5)
+    told = Told(dict.fromkeys(range(5), 1_800), offset, np.zeros(2), 0.0)
     rows = np.zeros(2, ROW)
     part = Part([b"a", b"b"], slice(0, 2), slice(0, 5), 0)
     (said,), _ = fold_silences(
-        rows, np.zeros(2, np.int64), np.full(2, -1), columns, times, np.arange(5), [part], deadlines
+        rows, np.zeros(2, np.int64), np.full(2, -1), columns, times, offset, [part], told
     )
-    assert asked == [2, 3, 4]
+    assert told.asked == [2, 3, 4]
     assert [(one.kind, one.key, one.event_time_ms // minute) for one in said] == [
         (EXPECTED, b"a", 51),
         ("churn.returned", b"a", 61),
     ]
+
+
+def test_a_deadline_that_is_surely_far_is_asked_for_when_time_comes_near() -> None:
+    """Not with the event, not with others, but with the row, once, before the lesser silence is over."""
+    rows, hour, day = np.zeros(2, ROW), 3_600_000, 86_400
+    times = np.array([100 * hour, 100 * hour + 1])
+    columns: dict[str, Any] = {"row": np.array([0, 1], np.int32), "event_time_ms": times}
+    offset = np.array([3, 4])
+    told = Told({3: 2 * day, 4: 8 * day}, offset, offset, 0.5)
+    part = Part([b"a", b"b"], slice(0, 2), slice(0, 2), 0)
+    fold_silences(rows, np.zeros(2, np.int64), np.full(2, -1), columns, times, offset, [part], told)
+    assert told.asked == []
+    assert rows["silence_s"].tolist() == [day, 4 * day]
+    assert rows["said"].tolist() == [LEAST, LEAST]
+
+    nothing: dict[str, Any] = {"row": np.zeros(0, np.int32), "event_time_ms": np.zeros(0, np.int64)}
+    for later_hours, waits_s, said_of, changed in (
+        (17, [day, 4 * day], [LEAST, LEAST], []),
+        (24, [2 * day, 4 * day], [0, LEAST], [0]),
+        (48, [2 * day, 4 * day], [0, LEAST], []),
+        (49, [2 * day, 4 * day], [SAID, LEAST], [0]),
+    ):
+        part = Part([b"a", b"b"], slice(0, 2), slice(0, 0), (100 + later_hours) * hour)
+        (said,), written = fold_silences(
+            rows, times, offset, nothing, nothing["event_time_ms"], nothing["event_time_ms"], [part], told
+        )
+        assert (rows["silence_s"].tolist(), rows["said"].tolist()) == (waits_s, said_of)
+        assert written.tolist() == changed
+    assert [(one.key, one.event_time_ms) for one in said] == [(b"a", 148 * hour)]
 
 
 def test_a_clock_ages_ahead_misses_nobody() -> None:
@@ -205,7 +282,7 @@ def test_a_clock_ages_ahead_misses_nobody() -> None:
         columns["event_time_ms"],
         np.arange(2),
         [part],
-        lambda asked: (np.full(len(asked), 1_800), np.zeros(len(asked), np.int64)),
+        Told({0: 1_800, 1: 1_800}, np.arange(2), np.zeros(2), 0.0),
     )
     assert said == []
     assert rows["silence_s"].tolist() == [1_800, 0]

@@ -51,7 +51,7 @@ from stream.partition_names import MODEL_KEY, NAME_KEY, PartitionNames
 from stream.rows import read
 from stream.scoring import ClicksRequest
 from stream.settings import Kafka, Settings, load_settings
-from stream.silence import PartitionTimers, timer_of
+from stream.silence import PartitionTimers, moved_timers
 from stream.stage import Rendered, Work
 
 logger = structlog.get_logger("foreclick.app")
@@ -139,7 +139,7 @@ class Clicks:
             notes = click_notes(told_kinds(settings), settings.labels.audit_rate)
             return noting(settings, told, work, notes, lambda: self.labelled.calibration)
 
-        return Plan(topics, make_work, timer_of if settings.churn.alerts else None)
+        return Plan(topics, make_work, moved_timers if settings.churn.alerts else None)
 
     async def _follow(self) -> None:
         try:

@@ -21,8 +21,8 @@ from stream.model_step import ServedModel
 from stream.rounds import FoldedRound
 from stream.scoring import ClicksRequest
 from stream.settings import Settings
-from stream.silence import PartitionTimers, SortedIndex, timer_of
-from stream.stage import Message, Rendered
+from stream.silence import PartitionTimers, SortedIndex, moved_timers
+from stream.stage import RESERVED, Message, Rendered
 
 MICRO_BATCH = 4096
 NO_TOPIC_ID = bytes(16)  # of records that come from a file
@@ -100,8 +100,9 @@ def score_batches(
     while (batch := list(islice(remaining, micro_batch))) or work.due():
         decoded = work.decode(batch)
         rendered = _outcome(work.score(decoded, [rows.get(key) for key in decoded.keys], None))
-        for key, row in rendered.rows:
-            index.move(timer_of(key, rows.get(key)), timer_of(key, row))
+        after = {key: row for key, row in rendered.rows if not key.startswith(RESERVED)}
+        index.move(*moved_timers(list(after), [rows.get(key) for key in after], list(after.values())))
+        for key, row in after.items():
             if row is None:
                 rows.pop(key, None)
             else:

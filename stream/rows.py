@@ -20,7 +20,6 @@ milliseconds where version 2 has a silence and the chance of its end; no build e
 from __future__ import annotations
 
 import datetime
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -73,8 +72,7 @@ _ALERTS: Final = {
         ("said", "u1"),  # SAID, LEAST or 0
     ),
 }
-_silence_at_the_end = struct.Struct("<I4xB").unpack_from
-_time_at = struct.Struct("<q").unpack_from
+_SILENCE = np.dtype(list(_ALERTS[2]))
 _LAST_MS_AT = 30
 
 
@@ -254,18 +252,20 @@ def looked_at_ms(last_ms: NDArray[np.int64], silence_s: NDArray[np.int64]) -> ND
     return np.asarray(over_ms - over_ms % quantum_ms, np.int64)
 
 
-def waited_until_ms(raw: bytes) -> int:
-    """When a stored row is looked at for its silence, whatever its layout; 0 where nobody is waited for.
+def waited_until_ms(raws: Sequence[bytes | None]) -> NDArray[np.int64]:
+    """When each stored row is looked at for its silence, whatever its layout; 0 where nobody is waited for.
 
     The moment at which the silence becomes an alert, or with ``LEAST`` that of ``looked_at_ms``.
     """
-    if raw[0] != VERSION:
-        return 0
-    silence_s, said = _silence_at_the_end(raw, len(raw) - 9)
-    if not silence_s or said & SAID:
-        return 0
-    over_ms: int = _time_at(raw, _LAST_MS_AT)[0] + silence_s * 1000
-    return over_ms - over_ms % (1000 << max(silence_s.bit_length() - 3, 0)) if said & LEAST else over_ms
+    # Of every row that is written, and of the one before it: three slices of each are all that is done one by one.
+    blank = bytes(_SILENCE.itemsize + _LAST_MS_AT + 8)
+    rows = [blank if raw is None else raw for raw in raws]
+    version = np.frombuffer(b"".join([row[:1] for row in rows]), np.uint8)
+    last_ms = np.frombuffer(b"".join([row[_LAST_MS_AT : _LAST_MS_AT + 8] for row in rows]), "<i8")
+    silence = np.frombuffer(b"".join([row[-_SILENCE.itemsize :] for row in rows]), _SILENCE)
+    silence_s, said = silence["silence_s"].astype(np.int64), silence["said"]
+    at_ms = np.where(said & LEAST, looked_at_ms(last_ms, silence_s), last_ms + silence_s * 1000)
+    return np.where((version == VERSION) & (silence_s > 0) & ((said & SAID) == 0), at_ms, 0)
 
 
 @lru_cache(maxsize=64)

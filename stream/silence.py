@@ -7,8 +7,13 @@ key a user who is waited for, without a value:
     TIMER_PREFIX | deadline, 8 bytes, big-endian | the user's key
 
 In a store that is ordered by its keys the due timers are then one scan from `TIMER_PREFIX` to `due_end(watermark)`.
-The index is made of the rows and of nothing else (`timer_of`), so it needs no changelog: a store writes it beside
+The index is made of the rows and of nothing else (`timers_of`), so it needs no changelog: a store writes it beside
 the rows, in the same step, when a transaction is applied and when rows are restored.
+
+A deadline is dear to find and nearly always in vain, since the user comes back. So a row first holds a silence that is
+surely shorter (`stream.rows.LEAST`), and its timer stands a little before the end of that, on a coarse grid of times:
+from one event to the next it seldom moves. When it is due the row joins a micro-batch, the deadline itself is asked of
+its state vector, and the timer moves there. What follows holds whether or not a deadline was asked for already.
 
 What happens, in the order of the records:
 
@@ -27,9 +32,11 @@ stream/idle_partitions.py.) What is said depends on the records alone, never on 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
+
+import numpy as np
 
 from stream.rows import waited_until_ms
 
@@ -43,9 +50,10 @@ __all__ = [
     "SortedIndex",
     "TimerIndex",
     "due_end",
+    "moved_timers",
     "read_timer_key",
     "timer_key",
-    "timer_of",
+    "timers_of",
 ]
 
 #: Reserved, as no user id starts with U+0000.
@@ -123,11 +131,24 @@ def due_end(watermark_ms: int) -> bytes:
     return TIMER_PREFIX + max(watermark_ms, 0).to_bytes(_DEADLINE_BYTES, "big")
 
 
-def timer_of(key: bytes, row: bytes | None) -> bytes | None:
-    """The timer that belongs to a stored row, None where nobody is waited for."""
-    # Asked twice for every row that is written.
-    deadline_ms = 0 if row is None else waited_until_ms(row)
-    return TIMER_PREFIX + deadline_ms.to_bytes(_DEADLINE_BYTES, "big") + key if deadline_ms > 0 else None
+def timers_of(keys: Sequence[bytes], rows: Sequence[bytes | None]) -> list[bytes | None]:
+    """The timer that belongs to each stored row, None where nobody is waited for."""
+    return [
+        timer_key(at_ms, key) if at_ms > 0 else None
+        for key, at_ms in zip(keys, waited_until_ms(rows).tolist(), strict=True)
+    ]
+
+
+def moved_timers(
+    keys: Sequence[bytes], before: Sequence[bytes | None], after: Sequence[bytes | None]
+) -> tuple[list[bytes], list[bytes]]:
+    """The timers that leave the index and those that enter it when rows are written over others; few of a visit's."""
+    old_ms, new_ms = waited_until_ms(before), waited_until_ms(after)
+    moved = old_ms != new_ms
+    return (
+        [timer_key(int(old_ms[at]), keys[at]) for at in np.flatnonzero(moved & (old_ms > 0)).tolist()],
+        [timer_key(int(new_ms[at]), keys[at]) for at in np.flatnonzero(moved & (new_ms > 0)).tolist()],
+    )
 
 
 class TimerIndex(Protocol):
@@ -146,14 +167,12 @@ class SortedIndex:
     def __len__(self) -> int:
         return len(self._timers)
 
-    def move(self, old: bytes | None, new: bytes | None) -> None:
-        """Take one timer out and put another in."""
-        if old == new:
-            return
-        if old is not None:
-            del self._timers[bisect_left(self._timers, old)]
-        if new is not None:
-            insort(self._timers, new)
+    def move(self, out: Iterable[bytes], into: Iterable[bytes]) -> None:
+        """Take some timers out and put others in."""
+        for timer in out:
+            del self._timers[bisect_left(self._timers, timer)]
+        for timer in into:
+            insort(self._timers, timer)
 
     def timers_before(self, end: bytes, most: int) -> list[bytes]:
         """As ``TimerIndex``."""

@@ -25,7 +25,7 @@ from stream.engine.gate import Gate
 from stream.engine.kafka_log import KafkaLog, Offsets, TopicSet
 from stream.engine.partition import Partition, State
 from stream.engine.source_ends import SourceEnds
-from stream.engine.store import Store, lock_data_dir
+from stream.engine.store import MovedTimers, Store, lock_data_dir
 from stream.errors import BrokenInvariant, BrokerUnreachable
 from stream.idle_partitions import Heard, left_behind, silent
 from stream.settings import Settings
@@ -63,12 +63,12 @@ class Plan:
     Args:
         topics: names, ids and partition counts, read from the broker.
         make_work: the stage's work for one partition: (partition, open store) -> Work.
-        timer_of: the timer of a key and its row, where the stage has timers.
+        moved_timers: of the store, where the stage has timers.
     """
 
     topics: TopicSet
     make_work: Callable[[int, Store], Work[Any]]
-    timer_of: Callable[[bytes, bytes | None], bytes | None] | None = None
+    moved_timers: MovedTimers | None = None
 
 
 class Engine(Service):
@@ -219,7 +219,7 @@ class Engine(Service):
             app_id=settings.app_id,
             transaction_timeout_ms=settings.kafka.transaction_timeout_ms,
         )
-        store = Store(self.folder / str(number), self.plan.timer_of)
+        store = Store(self.folder / str(number), self.plan.moved_timers)
 
         def make_stage(position: int, mark: SourceMark | None) -> Stage[Any]:
             return Stage(
@@ -367,7 +367,7 @@ class Engine(Service):
             lag = self.lag()
             for partition, records in lag.items():
                 self._metrics.lag(partition, records)
-            if self.plan.timer_of is not None:
+            if self.plan.moved_timers is not None:
                 self._pass_time(lag)
             self._metrics.rows(
                 sum(part.store.count() for part in self.open_partitions() if part.store.is_open)

@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +34,11 @@ CHANGELOG_KEY = b"\0log"  # topic id of that changelog
 WRITTEN_KEY = b"\0seen"  # wall clock of the last write, ms
 DAMAGED = "DAMAGED"  # a file beside RocksDB's own: what lies here cannot be read and is to be thrown away
 
+#: Of keys, with their rows before and after: the timers that leave the index, and those that enter it.
+MovedTimers = Callable[
+    [Sequence[bytes], Sequence[bytes | None], Sequence[bytes | None]], tuple[list[bytes], list[bytes]]
+]
+
 _I64 = struct.Struct("<q")
 
 WRITE_BUFFER_BYTES = 8 << 20
@@ -49,15 +54,15 @@ class Store:
 
     Args:
         folder: of this partition alone; created when missing.
-        timer_of: the timer of a key and its row, or None; without it the store keeps no timers.
+        moved_timers: ``stream.silence.moved_timers``, of rows whose silences are waited for; None keeps no timers.
 
     Raises:
         StoreError: locked by another worker, not writable, full, or damaged.
     """
 
-    def __init__(self, folder: Path, timer_of: Callable[[bytes, bytes | None], bytes | None] | None = None):
+    def __init__(self, folder: Path, moved_timers: MovedTimers | None = None):
         self.folder = folder
-        self._timer_of = timer_of
+        self._moved_timers = moved_timers
         # No timer is earlier. Knowing that spares a scan over what was deleted; most micro-batches need none at all.
         self._earliest = TIMER_PREFIX
         self._db: rocksdict.Rdict | None = None
@@ -158,8 +163,8 @@ class Store:
         batch = rocksdict.WriteBatch(raw_mode=True)
         put, delete = batch.put, batch.delete
         rows = list(rows)
-        if self._timer_of is not None:
-            self._move_timers(batch, rows, before or {})
+        if self._moved_timers is not None:
+            self._move_timers(self._moved_timers, batch, rows, before or {})
         for key, value in rows:
             if value is None:
                 delete(key)
@@ -177,30 +182,27 @@ class Store:
 
     def _move_timers(
         self,
+        moved_timers: MovedTimers,
         batch: rocksdict.WriteBatch,
         rows: list[tuple[bytes, bytes | None]],
         before: Mapping[bytes, bytes | None],
     ) -> None:
-        timer_of = self._timer_of
-        assert timer_of is not None
         newest = {key: row for key, row in rows if not key.startswith(RESERVED)}
         unread = [key for key in newest if key not in before]
         if unread:
             before = {**before, **dict(zip(unread, self.get(unread), strict=True))}
-        for key, row in newest.items():
-            old, new = timer_of(key, before[key]), timer_of(key, row)
-            if old == new:
-                continue
-            if old is not None:
-                batch.delete(old)
-            if new is not None:
-                batch.put(new, b"")
-                self._earliest = min(self._earliest, new)
+        keys = list(newest)
+        out, into = moved_timers(keys, [before[key] for key in keys], list(newest.values()))
+        for timer in out:
+            batch.delete(timer)
+        for timer in into:
+            batch.put(timer, b"")
+        self._earliest = min([self._earliest, *into])
 
     def timers_before(self, end: bytes, most: int) -> list[bytes]:
         """The earliest ``most`` timers below ``end``, in their order."""
         found: list[bytes] = []
-        if self._timer_of is None or end <= self._earliest:
+        if self._moved_timers is None or end <= self._earliest:
             return found
         bound = end
         for timer in self._keys(self._earliest):

@@ -20,7 +20,7 @@ from stream.engine.store import Store
 from stream.offline import OfflineRecord, score_batches
 from stream.outputs import load_schema
 from stream.settings import Settings
-from stream.silence import TIMER_PREFIX, timer_of
+from stream.silence import TIMER_PREFIX, moved_timers, timers_of
 from stream.stage import FENCE_KEY
 from tests.broker.conftest import Make
 from tests.broker.test_pipeline import drained, send
@@ -112,9 +112,9 @@ def test_one_alert_a_silence_through_kill_rebalance_and_restore(
         assert [(m.key(), m.value(), m.headers()) for m in written] == offline_alerts(settings, partition)
         identities += [dict(m.headers())["ce_id"] for m in written]
         kinds.update(json.loads(m.value())["kind"] for m in written)
-        store = Store(tmp_path / "empty" / "state" / str(partition), timer_of)
+        store = Store(tmp_path / "empty" / "state" / str(partition), moved_timers)
         store.open()
-        waiting = {timer_of(key, row) for key, row in store.items()} - {None}
+        waiting = set(timers_of(*map(list, zip(*store.items(), strict=True)))) - {None}
         assert {key for key, _ in store.reserved(TIMER_PREFIX)} == waiting
         store.close()
     assert len(set(identities)) == len(identities)

@@ -124,7 +124,7 @@ def test_rows_of_version_1_are_upgraded() -> None:
         assert upgraded[name][0].tobytes() == now[name][0].tobytes(), name
     assert not any(upgraded[name].any() for name in told)
     assert DEFAULT.pack(upgraded)[0][:6] == bytes([VERSION, 11, 32, 13, 128, 0])
-    assert waited_until_ms(raw) == 0
+    assert waited_until_ms([raw]).tolist() == [0]
     assert read(raw)["alerts"] == {"said": False, "deadline": None, "not_before": None}
 
 

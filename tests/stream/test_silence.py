@@ -16,9 +16,10 @@ from stream.silence import (
     Silence,
     SortedIndex,
     due_end,
+    moved_timers,
     read_timer_key,
     timer_key,
-    timer_of,
+    timers_of,
 )
 
 LAYOUT = RowLayout(n_actions=3, state_width=4, window=2)
@@ -42,20 +43,18 @@ def test_timers_sort_by_deadline(pairs: list[tuple[int, bytes]]) -> None:
 
 def test_a_row_has_a_timer_while_its_silence_is_waited_for() -> None:
     """Not when it never ends, not when it was said, not in a row of before there were silences."""
-    assert timer_of(b"u", row(5_000, 7)) == timer_key(12_000, b"u")
-    assert timer_of(b"u", row(5_000, 0)) is None
-    assert timer_of(b"u", row(5_000, 7, said=SAID)) is None
-    assert timer_of(b"u", None) is None
+    rows = [row(5_000, 7), row(5_000, 0), row(5_000, 7, said=SAID), None]
+    assert timers_of([b"u", b"v", b"w", b"x"], rows) == [timer_key(12_000, b"u"), None, None, None]
     old = RowLayout(3, 4, 2, version=1).blank(1)
     old["deadline_ms"] = 77
-    assert timer_of(b"u", old.tobytes()) is None
+    assert timers_of([b"u"], [old.tobytes()]) == [None]
 
 
 def test_due_is_what_the_watermark_has_passed() -> None:
     """The earliest first; an event may raise the watermark, and nothing lowers it."""
     index = SortedIndex()
     for deadline_ms in (300, 100, 200):
-        index.move(None, timer_key(deadline_ms, b"u%d" % deadline_ms))
+        index.move([], [timer_key(deadline_ms, b"u%d" % deadline_ms)])
     timers = PartitionTimers(index, 100)
     assert not timers.due()
     assert timers.keys_before(250) == [b"u100", b"u200"]
@@ -63,7 +62,7 @@ def test_due_is_what_the_watermark_has_passed() -> None:
     timers.pass_time(50)
     assert timers.watermark_ms == 101
     assert timers.due()
-    index.move(timer_key(100, b"u100"), timer_key(400, b"u100"))
+    index.move([timer_key(100, b"u100")], [timer_key(400, b"u100")])
     assert not timers.due()
     assert timers.keys_before(9_999) == [b"u200", b"u300", b"u100"]
 
@@ -72,7 +71,7 @@ def test_one_micro_batch_takes_a_bounded_number_of_timers() -> None:
     """The rest waits for the next ones."""
     index = SortedIndex()
     for deadline_ms in range(1, MOST_DUE + 10):
-        index.move(None, timer_key(deadline_ms, b"u"))
+        index.move([], [timer_key(deadline_ms, b"u")])
     assert len(PartitionTimers(index, 10**9).keys_before(0)) == MOST_DUE
 
 
@@ -82,7 +81,8 @@ def test_the_index_in_memory_holds_one_timer_a_user(moves: list[tuple[int, int]]
     index, held = SortedIndex(), dict[int, bytes | None]()
     for user, deadline_ms in moves:
         new = timer_key(deadline_ms, b"%d" % user) if deadline_ms else None
-        index.move(held.get(user), new)
+        old = held.get(user)
+        index.move([] if old is None else [old], [] if new is None else [new])
         held[user] = new
     wanted = sorted(timer for timer in held.values() if timer is not None)
     assert index.timers_before(due_end(99), 100) == wanted
@@ -98,15 +98,23 @@ def test_ids_name_the_event_and_the_deadline() -> None:
     assert returned.id("T/3", "a") == "T/3/12/churn.returned/a"
 
 
-def test_silences_of_many_rows_are_read_like_one() -> None:
+def test_only_timers_that_move_are_written() -> None:
+    """Another row at the same time, a row that comes, goes, or is said."""
+    keys = [b"a", b"b", b"c", b"d"]
+    before = [row(5_000, 7), None, row(8_000, 2), row(9_000, 3)]
+    after = [row(6_000, 6), row(1_000, 1), None, row(9_000, 3, SAID)]
+    out, into = moved_timers(keys, before, after)
+    assert (out, into) == ([timer_key(10_000, b"c"), timer_key(12_000, b"d")], [timer_key(2_000, b"b")])
+
+
+def test_silences_are_read_from_the_bytes_of_rows() -> None:
     """The quick look at a row's bytes sees what the layout sees."""
     rng = np.random.default_rng(1)
     for layout in (LAYOUT, RowLayout(11, 128)):
         rows = layout.blank(50)
         rows["last_ms"] = rng.integers(1, 2**41, 50)
         rows["silence_s"] = rng.integers(1, 2**32, 50)
-        for raw, entry in zip(layout.pack(rows), rows, strict=True):
-            timer = timer_of(b"k", raw)
+        for timer, entry in zip(timers_of([b"k"] * 50, layout.pack(rows)), rows, strict=True):
             assert timer is not None
             assert read_timer_key(timer)[0] == int(entry["last_ms"]) + 1000 * int(entry["silence_s"])
 
@@ -117,7 +125,7 @@ def test_a_least_silence_is_looked_at_before_it_is_over(last_ms: int, silence_s:
     at_ms = int(looked_at_ms(np.array([last_ms]), np.array([silence_s]))[0])
     over_ms = last_ms + 1000 * silence_s
     assert over_ms - max(250 * silence_s, 1_000) <= at_ms <= over_ms
-    assert timer_of(b"u", row(last_ms, silence_s, LEAST)) == (timer_key(at_ms, b"u") if at_ms else None)
+    assert timers_of([b"u"], [row(last_ms, silence_s, LEAST)]) == [timer_key(at_ms, b"u") if at_ms else None]
 
 
 def test_events_of_a_visit_keep_their_timer() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import StoreError
 from stream.rows import RowLayout
-from stream.silence import TIMER_PREFIX, due_end, timer_key, timer_of
+from stream.silence import TIMER_PREFIX, due_end, moved_timers, timer_key, timers_of
 
 CHANGELOG = b"c" * 16
 LAYOUT = RowLayout(n_actions=3, state_width=4, window=2)
@@ -202,7 +202,7 @@ def test_the_timers_are_those_of_the_rows(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, int]]], told: bool
 ) -> None:
     """Whatever is written over what, by a transaction that knows the old rows or by a restore; 0 erases."""
-    store = Store(tmp_path_factory.mktemp("timers"), timer_of)
+    store = Store(tmp_path_factory.mktemp("timers"), moved_timers)
     store.open()
     rows: dict[bytes, bytes] = {}
     for number, batch in enumerate(batches):
@@ -213,7 +213,7 @@ def test_the_timers_are_those_of_the_rows(
             rows.pop(key, None)
             if row is not None:
                 rows[key] = row
-        wanted = sorted(filter(None, (timer_of(key, row) for key, row in rows.items())))
+        wanted = sorted(filter(None, timers_of(list(rows), list(rows.values()))))
         assert timers(store) == wanted
         for end_ms in (2_003, 2_005, 9_999):
             assert store.timers_before(due_end(end_ms), 99) == [
@@ -226,7 +226,7 @@ def test_the_timers_are_those_of_the_rows(
 
 def test_timers_come_back_with_the_rows_and_go_with_them(tmp_path: Path) -> None:
     """After a close they stand as they stood; a wipe takes them."""
-    store = Store(tmp_path / "0", timer_of)
+    store = Store(tmp_path / "0", moved_timers)
     store.open()
     store.apply([(b"a", waiting_row(5_000)), (b"b", waiting_row(3_000))], 1, CHANGELOG, 0)
     store.close()

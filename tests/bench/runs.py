@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+from models.registry import bundled, untrained
+from stream.settings import load_settings
 from tests.bench import alerts, latency, model, pipeline, poison, restore, stock, swap, timers
 from tests.bench.bed import Bed, Sizes, bed
-from tests.bench.report import last_line, table
+from tests.bench.report import last_line, machine, table
 
 #: Keys of the last line, in its order.
 KEYS = (
@@ -30,8 +33,11 @@ KEYS = (
 
 def run(part: str, sizes: Sizes, model_folder: Path | None) -> dict[str, float]:
     """Run one part, or ``all``; prints tables and at the end the JSON line."""
-    with bed(sizes, model_folder) as ground:
-        figures = _PARTS[part](ground)
+    if part == "timers":
+        figures = _timers(sizes, model_folder)
+    else:
+        with bed(sizes, model_folder) as ground:
+            figures = _PARTS[part](ground)
     ordered = {key: figures[key] for key in KEYS if key in figures}
     last_line(ordered)
     return ordered
@@ -56,6 +62,17 @@ def _all(ground: Bed) -> dict[str, float]:
     return figures
 
 
+def _timers(sizes: Sizes, model_folder: Path | None) -> dict[str, float]:
+    """The one part that needs no broker."""
+    with tempfile.TemporaryDirectory(prefix="foreclick-bench-") as made:
+        folder = Path(made)
+        if model_folder is None:
+            model_folder = bundled() if bundled().exists() else untrained(folder / "models")
+        machine(f"{model_folder.parent.name}/{model_folder.name}", "none")
+        settings = load_settings(model=model_folder, data_dir=folder)
+        return timers.run(settings, model_folder, folder, sizes.timers, sizes.seed)
+
+
 def _with_ratio(figures: dict[str, float]) -> dict[str, float]:
     return {**figures, "ratio_to_stock": figures["events_per_s"] / figures["stock_events_per_s"]}
 
@@ -68,6 +85,5 @@ _PARTS = {
     "poison": poison.run,
     "alerts": alerts.run,
     "restore": restore.run,
-    "timers": timers.run,
     "model": lambda ground: model.run(ground.model),
 }

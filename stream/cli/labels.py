@@ -12,12 +12,13 @@ from stream.cli.options import BootstrapServers, Json, finish, progress
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``labels put`` and ``labels import``."""
+    """Add ``labels put``, ``labels import`` and ``labels audit``."""
     labels = typer.Typer(
         no_args_is_help=True, help="Labels: say what became of an order, a user or an event."
     )
     labels.command(epilog="Example: foreclick labels put order o17 fraud --user u17 --by mary")(put)
     labels.command("import", epilog="Example: foreclick labels import chargebacks.jsonl")(import_labels)
+    labels.command(epilog="Example: foreclick labels audit --limit 10")(audit)
     app.add_typer(labels, name="labels")
 
 
@@ -79,3 +80,29 @@ def import_labels(
         write_labels(settings, lines, advance)
     text = f"{len(lines)} labels written to {settings.labels_topic}"
     finish({"written": len(lines), "topic": settings.labels_topic}, text, as_json)
+
+
+def audit(
+    *,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Show at most so many.")] = 20,
+    bootstrap_servers: BootstrapServers = None,
+    as_json: Json = False,
+) -> None:
+    """Show the orders and users of the audit sample that have no label yet: recall is known from theirs alone.
+
+    With --json each of them is a line of JSON, and the last line counts them.
+    """
+    from stream.audit_sample import unlabelled
+    from stream.settings import load_settings
+    from stream.wording import cut
+
+    settings = load_settings(kafka__bootstrap_servers=bootstrap_servers)
+    with progress("rows read", None) as advance:
+        found = unlabelled(settings, advance)
+    for each in found[:limit]:
+        if as_json:
+            print(json.dumps(each._asdict(), ensure_ascii=False))
+        else:
+            print(f"{each.subject_type} {cut(each.subject, 80)} of user {cut(each.user_id, 80)}")
+    text = f"{len(found)} of the audit sample have no label"
+    finish({"unlabelled": len(found)}, text, as_json)

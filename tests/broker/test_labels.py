@@ -68,24 +68,25 @@ def read(settings: Settings, topic: str) -> list[CommittedRecord]:
     return list(read_all(settings.kafka.librdkafka(), topic, existing(settings, topic).partitions))
 
 
-def import_labels(settings: Settings, file: Path, labels: list[dict[str, Any]]) -> Ran:
-    file.write_text("".join(json.dumps(each) + "\n" for each in labels))
+def command(settings: Settings, *arguments: object) -> Ran:
+    """``foreclick labels`` beside the worker."""
     return foreclick(
-        *("labels", "import", file, "--json"),
+        "labels",
+        *arguments,
         KAFKA__BOOTSTRAP_SERVERS=settings.kafka.bootstrap_servers,
         TOPICS__PREFIX=settings.topics.prefix,
         APP_ID=settings.app_id,
     )
+
+
+def import_labels(settings: Settings, file: Path, labels: list[dict[str, Any]]) -> Ran:
+    file.write_text("".join(json.dumps(each) + "\n" for each in labels))
+    return command(settings, "import", file, "--json")
 
 
 def put_label(settings: Settings, said: dict[str, Any]) -> Ran:
-    return foreclick(
-        *("labels", "put", said["subject"], said["id"], said["label"]),
-        *("--user", said["user_id"], "--by", said["by"], "--time-ms", said["time_ms"], "--json"),
-        KAFKA__BOOTSTRAP_SERVERS=settings.kafka.bootstrap_servers,
-        TOPICS__PREFIX=settings.topics.prefix,
-        APP_ID=settings.app_id,
-    )
+    by = ("--user", said["user_id"], "--by", said["by"], "--time-ms", said["time_ms"])
+    return command(settings, "put", said["subject"], said["id"], said["label"], *by, "--json")
 
 
 def told(worker: Worker, name: str) -> dict[tuple[str, ...], float]:
@@ -176,6 +177,12 @@ def test_labels_are_joined_once_with_alerts_through_a_kill_and_an_empty_disk(
     assert set(audits.values()) == {1}
     assert {f"audit/order/h{number}" for number in range(8)} <= set(audits)
     assert {f"audit/user/u{number}" for number in range(8)} <= set(audits)
+
+    waiting = command(settings, "audit", "--json").out.splitlines()
+    # Nine orders and nine users were drawn and are not flagged; two of the orders have a label.
+    assert json.loads(waiting[-1]) == {"unlabelled": 16}
+    assert {"user_id": "u1", "subject_type": "user", "subject": "u1"} in map(json.loads, waiting)
+    assert not any('"h1"' in line for line in waiting)
 
     # Three labels of what it flagged are enough here: the next alert says how probable it is.
     again = [order("u9", "s2", f"p{number}", 72 * HOUR_MS + number * 60_000) for number in range(4)]

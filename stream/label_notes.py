@@ -19,9 +19,10 @@ import msgspec
 
 from stream.alert_calibration import AlertCalibration
 from stream.alerts import Alert
+from stream.engagements import announced
 from stream.errors import BrokenInvariant
 from stream.events import Event
-from stream.group_detectors import ITEM, SHOP, GroupEvent
+from stream.group_detectors import ITEM, SHOP, USER, GroupEvent
 from stream.group_records import Watermark, group_of
 from stream.groups_stage import DecodedGroups
 from stream.label_join import drawn
@@ -136,7 +137,7 @@ def click_notes(told_kinds: Collection[str], audit_rate: float) -> NotesOf:
                 new.discard(slot)
                 if drawn("user", event.user_id, audit_rate):
                     notes.append((event.user_id.encode(), seen_note(event.user_id, event.event_time_ms)))
-            if event.action == _PURCHASE and _teller(event, told_kinds) is None:
+            if event.action == _PURCHASE and (_teller(event, told_kinds) is None or announced(event)):
                 record = decoded.records[decoded.event_records[place]]
                 notes += _order(event, record.partition, record.offset)
         return notes
@@ -160,7 +161,12 @@ def group_notes(told_kinds: Collection[str]) -> NotesOf:
 
 
 def _teller(event: Event | GroupEvent, told_kinds: Collection[str]) -> str | None:
-    """The type of the group whose record tells of an order; None where none does."""
+    """The type of the group whose record tells of an order; None where none does.
+
+    A user's records hold every order but those of announced crawlers, which clicks tell themselves.
+    """
+    if USER in told_kinds:
+        return USER
     if event.shop_id and SHOP in told_kinds:
         return SHOP
     return ITEM if event.item_id and ITEM in told_kinds else None

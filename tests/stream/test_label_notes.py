@@ -113,8 +113,10 @@ def decoded(notes: Any) -> list[Note]:
     return found  # type: ignore[return-value]
 
 
-def test_an_order_is_told_once_by_its_shop_else_by_its_item() -> None:
+def test_an_order_is_told_once_by_its_user_else_by_its_shop_else_by_its_item() -> None:
     """Its other groups hold the same order; an order without an id is its place, as in the evidence of alerts."""
+    mine = [in_group(name, order_id="o1", shop_id="s1") for name in ("shop:s1", "user:u1")]
+    assert len(told(*mine, kinds="shop,user")) == len(told(*mine, kinds="shop")) == 1
     order = {"order_id": "o1", "shop_id": "s1", "item_id": "i1"}
     groups = [in_group(name, **order) for name in ("shop:s1", "item:i1", "device:d1")]
     assert [each.subjects for each in told(*groups, Watermark(0, 5))] == [[("order", "o1")]]
@@ -171,6 +173,9 @@ def test_clicks_tell_the_orders_that_no_group_tells() -> None:
     assert [each.subjects for each in found] == [[("order", "2/10")]]
     assert len(decoded(clicked(with_shop, without, kinds=[], rate=0.0))) == 2
     assert clicked(with_shop, without, kinds=["shop", "item"], rate=0.0) == []
+    assert clicked({}, kinds=["shop", "user"], rate=0.0) == []
+    # Of an announced crawler users' records tell nothing.
+    assert len(clicked(with_shop | {"extra": {"crawler": 1}}, kinds=["shop", "user"], rate=0.0)) == 1
 
 
 def test_a_first_event_is_told_of_users_whom_the_lot_names() -> None:

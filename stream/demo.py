@@ -126,7 +126,7 @@ class Worker:
             "FORECLICK_DATA_DIR": str(settings.data_dir),
             "FORECLICK_HTTP__PORT": str(self.port),
         }
-        for group in ("groups", "labels", "churn"):
+        for group in ("groups", "labels", "churn", "fraud"):
             for name, value in getattr(settings, group).model_dump(exclude_defaults=True).items():
                 environment[f"FORECLICK_{group.upper()}__{name.upper()}"] = str(value)
         if settings.model is not None:

@@ -220,7 +220,7 @@ class Fraud(_Group):
         0.995,
         gt=0,
         le=1,
-        description="of an event, from which on it is told: one in 200 where the model fits",
+        description="of an event, from which on it is odd: one in 200 where the model fits",
     )
     tempo_s: float = Field(
         10.0,

@@ -2,8 +2,9 @@
 
     order   every purchase, with the pace of the eight events that end with it, if its session has as many
     tempo   every 16th event of a session, if the 16 that it completes took no longer than a limit
-    oddity  an event whose anomaly (``models/anomaly.py``) is at or above a level. What is too predictable is so for a
-            whole window of 32 events, so of those every eighth of the user's life is told.
+    oddity  an event whose anomaly (``models/anomaly.py``) is at or above a level; only every eighth event of a user's
+            life is looked at: to a model of another kind of shop a third of all events is odd, and who is too
+            predictable is so for a whole window of 32
 
 An event that is several of these is told once. Of an announced crawler nothing is told: it is nobody's fake.
 
@@ -28,6 +29,7 @@ from stream.group_detectors import GroupEvent
 __all__ = [
     "NO_ODDITY",
     "ODDITIES",
+    "ODDITY_EVERY",
     "PACE_EVENTS",
     "TEMPO_EVENTS",
     "TOO_PREDICTABLE",
@@ -44,7 +46,8 @@ PACE_EVENTS: Final = 8
 ODDITIES: Final = ("unlikely_action", "unlikely_category", "unlikely_gap", "too_predictable")
 TOO_PREDICTABLE: Final = ODDITIES.index("too_predictable")
 NO_ODDITY: Final = -1
-_TELL_EVERY: Final = 8
+#: Of a user's events one in so many is looked at for oddities.
+ODDITY_EVERY: Final = 8
 
 
 class UserEvent(GroupEvent, array_like=True, frozen=True, gc=False):
@@ -128,8 +131,7 @@ class UserLevels:
         counts = columns["action_life"]
         bought = purchase_code if purchase_code >= 0 else counts.shape[1] - 1
         predictable = scores.too_predictable >= self.anomaly
-        odd = scores.anomaly_score >= self.anomaly
-        odd &= ~predictable | (life % _TELL_EVERY == 0)
+        odd = (scores.anomaly_score >= self.anomaly) & (life % ODDITY_EVERY == 0)
         ordered = columns["action"] == bought
         told = odd | ordered
 

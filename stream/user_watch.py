@@ -31,7 +31,7 @@ from models.fraud.rules import RULES
 from stream.alerts import Alert, severity_of
 from stream.errors import ConfigurationError
 from stream.group_detectors import USER, Fold, Group, GroupEvent
-from stream.user_news import ODDITIES, PACE_EVENTS, TEMPO_EVENTS, UserEvent
+from stream.user_news import ODDITIES, ODDITY_EVERY, PACE_EVENTS, TEMPO_EVENTS, UserEvent
 from stream.user_row import MAX_ROW_BYTES, MOST_MARKS, MOST_ORDERS, WINDOW, Odd, Order, Seen, UserRow
 
 __all__ = ["KIND", "UserWatch", "countable"]
@@ -44,7 +44,7 @@ _REASONS: Final = 4
 #: A term that says less than this is no reason.
 _LEAST_NATS: Final = 2.0
 #: What oddities may say at most.
-_MOST_PREDICTABLE_NATS, _MOST_SURPRISE_NATS = 4.0, 3.0
+_MOST_PREDICTABLE_NATS, _MOST_SURPRISE_NATS = 4.0, 2.0
 _WITHIN: Final = {1_000: "a second", 60_000: "a minute", _HOUR_MS: "an hour", 24 * _HOUR_MS: "24 hours"}
 
 
@@ -187,7 +187,7 @@ class UserWatch:
         }
         chance = (1.0 - self.anomaly) * known.life
         predictable = excess_nats(len(known.predictable), max(0.5, chance / WINDOW))
-        surprise = excess_nats(len(known.surprising), max(1.0, chance))
+        surprise = excess_nats(len(known.surprising), max(0.5, chance / ODDITY_EVERY))
         beside = (min(predictable, _MOST_PREDICTABLE_NATS), min(surprise, _MOST_SURPRISE_NATS))
         return _Terms(tuple(values[code] for code in OWN_TERMS), beside, fastest, most, repeats, again)
 

@@ -158,13 +158,13 @@ def test_tempo_is_of_one_session_and_of_events_that_are_not_late() -> None:
 
 
 def test_an_oddity_is_told_at_its_level_with_its_largest_reason() -> None:
-    """From the level on; what is too predictable only at every eighth event of the user's life."""
+    """From the level on, of every eighth event of the user's life."""
     events = [event("u", n * 60 * SECOND_MS) for n in range(30)]
-    odd = {2: 0.995, 5: 0.9949, 9: 1.0}
+    odd = {2: 1.0, 7: 0.995, 15: 0.9949, 23: 1.0}
     found = news(events, anomaly_score=odd)
-    assert (found.place.tolist(), found.anomaly.tolist()) == ([2, 9], [0.995, 1.0])
+    assert (found.place.tolist(), found.anomaly.tolist()) == ([7, 23], [0.995, 1.0])
     terms = scores(30, anomaly_score=odd)
-    terms.terms[2], terms.terms[9] = (1.0, 3.0, 2.0), (0.5, 0.0, 9.0)
+    terms.terms[7], terms.terms[23] = (1.0, 3.0, 2.0), (0.5, 0.0, 9.0)
     one = folded(events)
     assert LEVELS.news(one.columns, one.last_ms, terms, 2).oddity.tolist() == [1, 2]
     always = dict.fromkeys(range(30), 1.0)

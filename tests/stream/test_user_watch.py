@@ -115,7 +115,7 @@ def test_a_burst_of_orders_is_flagged_within_two_minutes_with_its_orders() -> No
         pytest.param([told(0, 16, took_ms=2_000)], id="a hasty stretch"),
         pytest.param([order(0, 1, pace_ms=0)], id="an order that came in one upload with seven other events"),
         pytest.param(
-            [told(n * SECOND_MS, n, oddity=n % 3, anomaly=1.0) for n in range(1, 300)],
+            [told(n * SECOND_MS, 8 * n, oddity=n % 3, anomaly=1.0) for n in range(1, 300)],
             id="whom the model does not fit",
         ),
         pytest.param(
@@ -148,7 +148,7 @@ def test_who_only_is_unusual_is_not_flagged(events: list[UserEvent]) -> None:
             "surprising",
             [
                 *(told(n * SECOND_MS, n, oddity=0, anomaly=1.0) for n in range(1, 9)),
-                *(order(HOUR_MS + n * SECOND_MS, n, life=9 + n) for n in range(1, 17)),
+                *(order(HOUR_MS + n * SECOND_MS, n, life=9 + n) for n in range(1, 19)),
             ],
         ),
     ],

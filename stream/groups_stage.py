@@ -311,7 +311,8 @@ class GroupsWork:
         return alerts
 
     def _move_timer(self, key: bytes, raw: bytes | None, due_ms: int) -> None:
-        self._due.move(None if raw is None else _timer(key, raw), _timer_key(due_ms, key) if due_ms else None)
+        old = None if raw is None else _timer(key, raw)
+        self._due.move([] if old is None else [old], [_timer_key(due_ms, key)] if due_ms else [])
 
     def _pieces(self, key: bytes, raw: bytes | None) -> list[bytes]:
         """The pieces of a row, without the first one's header."""

@@ -30,7 +30,7 @@ _MEMBERS = 300
 #: Quantile at which a tail begins: at first one that a fifth of outsiders does not move, then closer to the tail.
 _FIRST_CUT, _CUT = 0.75, 0.90
 _TRIMS = 4
-_MOST_SCALE, _LEAST_SCALE = 4.0, 0.4
+_MOST_SCALE, _LEAST_SCALE = 2.5, 0.4
 _LOG2 = log(2.0)
 
 
@@ -161,7 +161,8 @@ def _tail(values: NDArray, at: float, in_nats: bool) -> tuple[float, float, floa
     scale = float(np.median(above) - cut) / _LOG2 if len(above) >= 5 and at == _CUT else 0.0
     scale = max(scale, (cut - median) / log(0.5 / (1 - at)), _LEAST_SCALE)
     if in_nats:
-        # Evidence in nats has scale 1 by itself, some more because people share tastes.
+        # Evidence in nats has scale 1 by itself, some more because people share tastes. A larger one is not theirs:
+        # where attackers are a seventh of all, the tail is their own, and hides the weaker half of them.
         scale = min(max(scale, 1.0 if at == _CUT else 2.0), _MOST_SCALE)
     return cut, share, scale
 

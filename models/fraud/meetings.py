@@ -7,6 +7,9 @@ surprises of all its meetings, less what choosing the partner among N and the m 
 
     evidence = sum log(N / c) - log N - log (n choose m)        nats
 
+Two whom one sale or link brings look around on one shelf: of a pair's visits side by side, those within an hour of
+the one before are the same meeting still.
+
 What counts for a user is the third-strongest partner: couples and families meet all the time, farms are larger.
 
 Three kinds of occasions are told apart: ``together`` (at an item within the same hour, as often as that happens),
@@ -17,7 +20,7 @@ Memory is bounded: an item remembers its last visitors, a user the strongest par
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from math import lgamma, log
 
 __all__ = ["KINDS", "Meetings"]
@@ -41,7 +44,7 @@ class _Visitor:
 
 
 class _User:
-    """What is kept of a user: by kind, occasions so far, partners with meetings and nats, and the strongest."""
+    """By kind: occasions so far; partners with meetings, nats and the last time; the strongest partners."""
 
     __slots__ = ("best", "occasions", "partners")
 
@@ -106,23 +109,16 @@ class Meetings:
                 if time_ms - visitors[other].last_ms > HOUR_MS:
                     break
                 crowd.append(other)
-            yield from self._meet(0, user, crowd, n_day)
+            yield from self._meet(0, user, crowd, n_day, time_ms)
         if known is None and len(visitors) < self._visitors // 2:
-            yield from self._meet(
-                1,
-                user,
-                [other for other, there in visitors.items() if time_ms - there.last_ms <= WEEK_MS],
-                n_week,
-            )
+            crowd = [other for other, there in visitors.items() if time_ms - there.last_ms <= WEEK_MS]
+            beside = {other for other in crowd if time_ms - visitors[other].last_ms <= HOUR_MS}
+            yield from self._meet(1, user, crowd, n_week, time_ms, beside)
         me.last_ms = time_ms
         if ordered:
             n_buyers = self._buyers.add(user, time_ms)
-            yield from self._meet(
-                2,
-                user,
-                [other for other, there in visitors.items() if time_ms - there.ordered_ms <= WEEK_MS],
-                n_buyers,
-            )
+            crowd = [other for other, there in visitors.items() if time_ms - there.ordered_ms <= WEEK_MS]
+            yield from self._meet(2, user, crowd, n_buyers, time_ms)
             me.ordered_ms = time_ms
             me.orders += 1
         visitors[user] = me
@@ -130,7 +126,13 @@ class Meetings:
             del visitors[next(iter(visitors))]
 
     def _meet(
-        self, kind: int, user: Hashable, crowd: list[Hashable], n: int
+        self,
+        kind: int,
+        user: Hashable,
+        crowd: list[Hashable],
+        n: int,
+        time_ms: int,
+        beside: Collection[Hashable] = (),
     ) -> Iterator[tuple[Hashable, int, float]]:
         mine = self._user(user)
         mine.occasions[kind] += 1
@@ -143,10 +145,15 @@ class Meetings:
         rose = False
         for other in crowd:
             theirs = self._user(other)
+            met = mine.partners[kind].get(other)
+            if other in beside and met is not None and time_ms - met[2] <= HOUR_MS:
+                met[2] = time_ms
+                continue
             # Whoever is everywhere meets everybody.
-            rose |= self._count(kind, mine, other, rarity * usual / max(usual, theirs.occasions[kind]), log_n)
+            there = rarity * usual / max(usual, theirs.occasions[kind])
+            rose |= self._count(kind, mine, other, there, log_n, time_ms)
             back = rarity * usual / max(usual, mine.occasions[kind])
-            if self._count(kind, theirs, user, back, log_n) and len(theirs.best[kind]) >= _PARTNERS:
+            if self._count(kind, theirs, user, back, log_n, time_ms) and len(theirs.best[kind]) >= _PARTNERS:
                 yield other, kind, sorted(theirs.best[kind].values())[-_PARTNERS]
         if rose and len(mine.best[kind]) >= _PARTNERS:
             yield user, kind, sorted(mine.best[kind].values())[-_PARTNERS]
@@ -157,7 +164,9 @@ class Meetings:
             found = self._users[user] = _User()
         return found
 
-    def _count(self, kind: int, user: _User, partner: Hashable, rarity: float, log_n: float) -> bool:
+    def _count(
+        self, kind: int, user: _User, partner: Hashable, rarity: float, log_n: float, time_ms: int
+    ) -> bool:
         """Add a meeting to a user's memory of a partner; whether it made the partner one of the strongest."""
         partners = user.partners[kind]
         surprise = log(max(1.0, rarity))
@@ -167,11 +176,12 @@ class Meetings:
                 # Half of the memory at once: the weakest are those met once in a large crowd.
                 for weak in sorted(partners, key=lambda who: partners[who][1])[: self._partners // 2]:
                     del partners[weak]
-            partners[partner] = [1.0, surprise]
+            partners[partner] = [1.0, surprise, time_ms]
             return False
+        pair[2] = time_ms
         pair[0] += 1
         pair[1] += surprise
-        met, nats = pair
+        met, nats, _ = pair
         evidence = nats - log_n - _log_choose(max(user.occasions[kind], int(met)), met)
         if evidence <= 0:
             return False

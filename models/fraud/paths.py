@@ -7,6 +7,9 @@ A step counts only as far as its pause agrees and could have been another:
     rhythm = log (1 / chance that two such pauses agree)         0 for whom every pause is the same, as crawlers'
     path   = log (times at a / times from a to b)
 
+The first step of a chain says nothing: with so many steps, somebody has always gone from there to there. And a
+recording is played after it was made: of whoever was there first, it says 24 nats at most.
+
 Memory is bounded: a step ``a -> b`` remembers its last users, a user the longest chains.
 """
 
@@ -19,6 +22,8 @@ __all__ = ["Paths"]
 
 _ALIKE = 0.15  # difference of two log pauses; recordings are replayed within a few per cent
 _SKIP = 3  # steps that a chain may leave out
+#: Nats that the first of two can have at most: an original is no accomplice, but a copy may carry an earlier date.
+_AUTHOR_NATS = 24.0
 _DENSITY = 0.282  # of a difference of two normals with spread 1, at its centre
 
 
@@ -98,8 +103,8 @@ class Paths:
         if chain is not None and 0 < my_step - chain[0] <= _SKIP and 0 < their_step - chain[1] <= _SKIP:
             chain[0], chain[1], chain[2] = my_step, their_step, chain[2] + nats
             yield user, other, chain[2]
-            yield other, user, chain[2]
+            yield other, user, min(chain[2], _AUTHOR_NATS)
             return
         if chain is None and len(me.chains) >= self._chains:
             del me.chains[next(iter(me.chains))]
-        me.chains[other] = [my_step, their_step, nats]
+        me.chains[other] = [my_step, their_step, 0.0]

@@ -48,7 +48,8 @@ def evaluate_alerts(
     ] = None,
     attacks: Annotated[str, typer.Option(help="Accounts of each kind.")] = _ATTACKS,
     negatives: Annotated[str, typer.Option(help="Honest look-alikes.")] = _NEGATIVES,
-    seeds: Annotated[int, typer.Option(min=1, help="So many logs, with the seeds 1, 2, …")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="So many logs, each of the seed after the last.")] = 1,
+    first_seed: Annotated[int, typer.Option("--first-seed", min=0, help="Seed of the first log.")] = 1,
     users: Annotated[int, typer.Option(min=1, help="People of the simulated shop.")] = 20_000,
     events: Annotated[int, typer.Option(min=1, help="Their events.")] = 400_000,
     days: Annotated[float, typer.Option(min=0.01, help="About how long that lasts.")] = 14.0,
@@ -80,8 +81,9 @@ def evaluate_alerts(
         )
     wanted = counts_of(attacks, ATTACKS, "--attacks"), counts_of(negatives, NEGATIVES, "--negatives")
     name = file if file is not None else inject_into
+    drawn = range(first_seed, first_seed + seeds)
     if name is None:
-        logs = simulated_logs(range(1, seeds + 1), users, events, days, *wanted, _tell)
+        logs = simulated_logs(drawn, users, events, days, *wanted, _tell)
     else:
         log = read_log(
             name,
@@ -91,7 +93,7 @@ def evaluate_alerts(
             time_format=time_format,
             header=not no_header,
         )
-        injected = injected_logs(log, range(1, seeds + 1), *wanted)
+        injected = injected_logs(log, drawn, *wanted)
         logs = injected if labels is None else given_log(log, labels)
     runs = []
     for happened, truth in logs:
@@ -100,6 +102,7 @@ def evaluate_alerts(
     result = {
         "log": name or "simulated",
         "seeds": len(runs),
+        "first_seed": first_seed,
         "target_fpr": target_fpr,
         "memory": memory,
         **summary(runs),

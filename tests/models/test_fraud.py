@@ -65,6 +65,16 @@ def test_one_crowd_proves_nothing() -> None:
     assert all(nats < 3 for kind in KINDS for nats in found[kind].values())
 
 
+def test_shelf_beside_one_sale_is_one_meeting() -> None:
+    """Ten who see the same six rare items in the hour of a sale have met once; on six days, six times."""
+    shelf = [(n % 2 * 500_000 + item * 60_000, item, f"p{n}") for n in range(10) for item in range(6)]
+    at_once = [(HOUR_MS + at, user, f"shelf{item}", False) for at, item, user in shelf]
+    by_day = [(at + item * 26 * HOUR_MS, user, f"shelf{item}", False) for at, item, user in shelf]
+    others = [life for life in strangers() if int(life[1][1:]) >= 10]
+    assert not any(met(others + at_once)["visited"][f"p{n}"] for n in range(10))
+    assert min(met(others + by_day)["visited"][f"p{n}"] for n in range(10)) > 3
+
+
 def test_couples_may_meet_as_often_as_they_like() -> None:
     """Two who always come together are no farm: it takes a third partner."""
     assert not any(who.startswith("f") for who in met(strangers() + lockstep(users=2))["together"])
@@ -85,19 +95,37 @@ def chains(lives: Iterable[Life]) -> dict[str, float]:
     return longest
 
 
-def test_session_lived_twice_is_found_at_both() -> None:
-    """A copy with pauses a few per cent off has its original's path and rhythm; other people have not."""
+def recorded(steps: int = 15) -> list[Life]:
+    """A session, and two days later its copy with pauses a few per cent off."""
     rng = np.random.default_rng(3)
-    pauses = rng.lognormal(3.0, 1.2, 15)
-    items = [f"i{n}" for n in rng.integers(120, size=15)]
+    pauses = rng.lognormal(3.0, 1.2, steps)
+    items = [f"i{n}" for n in rng.integers(120, size=steps)]
     original = np.cumsum(pauses)
-    copy = np.cumsum(pauses * np.exp(rng.normal(0, 0.03, 15))) + 50 * 3600
-    lives = strangers()
-    for name, times in (("original", original), ("copy", copy)):
-        lives += [(int(at * 1000), name, item, False) for at, item in zip(times, items, strict=True)]
-    longest = chains(lives)
+    copy = np.cumsum(pauses * np.exp(rng.normal(0, 0.03, steps))) + 50 * 3600
+    return [
+        (int(at * 1000), name, item, False)
+        for name, times in (("original", original), ("copy", copy))
+        for at, item in zip(times, items, strict=True)
+    ]
+
+
+def test_session_lived_twice_is_found_at_its_copy() -> None:
+    """A copy has its original's path and rhythm, other people have not; of the original it says much less."""
+    longest = chains(strangers() + recorded())
     others = max((nats for who, nats in longest.items() if who.startswith("p")), default=0.0)
-    assert min(longest["original"], longest["copy"]) > others + 10
+    assert longest["copy"] > others + 10
+    assert others < longest["original"] <= 24.0
+
+
+def test_one_step_in_common_is_no_path() -> None:
+    """Two who go from one item to the same next one with the same pause have no evidence yet."""
+    lives = strangers() + recorded()
+    own = [life for life in lives if not life[1].startswith("p")]
+    short = [life for life in recorded() if life[1] == "original"] + [
+        life for life in recorded() if life[1] == "copy"
+    ][:2]
+    assert chains(own)["copy"] > 0
+    assert chains(short) == {}
 
 
 def test_catalogue_read_by_the_clock_is_nobodys_path() -> None:

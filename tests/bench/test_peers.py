@@ -240,6 +240,7 @@ def test_the_table_says_spread_saturation_and_errors() -> None:
     assert by_name["quix"][6] == "12"
     assert by_name["bytewax"][1] == "-"
     assert by_name["bytewax"][-1] == "not installed: no wheel"
+    assert by_name["quix-exactly-once"][-1] == "not run"
 
 
 def test_a_report_is_written_as_table_chart_and_json(tmp_path: Any) -> None:

@@ -117,7 +117,7 @@ def rows(of: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _pair(of[name], "half"),
             *(_cell(of[name][figure], 0) for figure in ("lost", "doubled", "contradicting")),
             _cell(of[name]["back_after_s"], 1),
-            "; ".join(of[name]["errors"]),
+            "; ".join(of[name]["errors"]) or ("" if of[name]["rounds"] else "not run"),
         )
         for name in sorted(of, key=speed)
     ]
@@ -149,7 +149,7 @@ def page(made: Mapping[str, Any]) -> str:
     lines = [
         "# The same work by others",
         "",
-        f"Made by `make bench-peers` on {made['made'][:10]}: {made['rounds']} rounds in "
+        f"Made by `make bench-peers` on {made['made'][:10]}, rounds: {made['rounds']}, in "
         f"{made['took_s'] / 60:.0f} minutes, order of the entrants drawn anew in each (seed {made['seed']}), one "
         "broker. Cells are the median over the rounds, in brackets the least and the most; latency and kills are of "
         f"{made['steady_rounds']} of them.",
@@ -180,7 +180,8 @@ _RATIOS = {
 _METHOD = """
 All read the same {events:,} events of {users:,} users from 8 partitions with one worker, keep one row a user (about
 1 KiB) and write the same prediction fields; the peers share one function for an event
-(`tests/bench/peers/event_step.py`), so that only the framework differs.
+(`tests/bench/peers/event_step.py`), so that among them only the framework differs. They hand it one event at a time,
+and the network steps with it; foreclick and the ceiling step micro-batches.
 
 - Events/s: predictions by the broker's clock in {seconds:.0f} s after {warm_up_s:.0f} s of warming up.
   Slow ones see less of each user's history, which is in their favour. RSS: of the process and its children, then.

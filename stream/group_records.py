@@ -167,7 +167,7 @@ class GroupRecords:
     ) -> None:
         place = news.place
         columns = (place, offsets[place], gap_ms[place], session_position[place], *news[1:])
-        for at, offset, gap, position, life, orders, took, pace, anomaly, oddity in zip(
+        for at, offset, gap, position, life, orders, took, pace, anomaly, oddity, labelled in zip(
             *(column.tolist() for column in columns), strict=True
         ):
             event = events[at]
@@ -194,6 +194,7 @@ class GroupRecords:
                     pace,
                     anomaly,
                     oddity,
+                    labelled,
                 )
             )
             key = _key(USER, event.user_id)

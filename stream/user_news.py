@@ -60,6 +60,7 @@ class UserEvent(GroupEvent, array_like=True, frozen=True, gc=False):
         pace_ms: from the first to the last of the eight events that end with an order; -1 where it is not told.
         anomaly: 0 to 1, of this event.
         oddity: `NO_ODDITY`, or the largest reason's place in `ODDITIES`.
+        labelled: the score that labelled users taught the model, after this event; 0 of a model without labels.
     """
 
     life_events: int = 0
@@ -68,6 +69,7 @@ class UserEvent(GroupEvent, array_like=True, frozen=True, gc=False):
     pace_ms: int = -1
     anomaly: float = 0.0
     oddity: int = NO_ODDITY
+    labelled: float = 0.0
 
 
 class UserNews(NamedTuple):
@@ -75,7 +77,7 @@ class UserNews(NamedTuple):
 
     Attributes:
         place: of the event among the M, rising.
-        life_events, orders, took_ms, pace_ms, anomaly, oddity: as of `UserEvent`.
+        life_events, orders, took_ms, pace_ms, anomaly, oddity, labelled: as of `UserEvent`.
     """
 
     place: NDArray[np.int64]
@@ -85,6 +87,7 @@ class UserNews(NamedTuple):
     pace_ms: NDArray[np.int64]
     anomaly: NDArray[np.float64]
     oddity: NDArray[np.int64]
+    labelled: NDArray[np.float64]
 
     def between(self, start: int, end: int) -> UserNews:
         """Those of the events from ``start`` to ``end``, whose places then count from ``start``."""
@@ -97,6 +100,7 @@ class UserNews(NamedTuple):
             self.pace_ms[first:last],
             self.anomaly[first:last],
             self.oddity[first:last],
+            self.labelled[first:last],
         )
 
 
@@ -124,7 +128,7 @@ class UserLevels:
         Args:
             columns: of ``stream.sessions.Folded``.
             last_ms: (M,) each user's last time after the event.
-            scores: ``terms``, ``too_predictable`` and ``anomaly_score`` of them.
+            scores: ``terms``, ``too_predictable``, ``anomaly_score`` and ``fake_order`` of them.
             purchase_code: of the vocabulary; -1 where it has no purchase, which is ``other`` then.
         """
         life = columns["life_events"]
@@ -149,6 +153,7 @@ class UserLevels:
         paced = np.flatnonzero(ordered[place] & (position[place] >= PACE_EVENTS) & timely)
         pace[paced] = _took_ms(columns, place[paced], PACE_EVENTS)
         oddity = np.where(predictable[place], TOO_PREDICTABLE, scores.terms[place].argmax(axis=1))
+        labelled = scores.fake_order[place, 0] if scores.fake_order.shape[1] else np.zeros(len(place))
         orders = counts[place, purchase_code] if purchase_code >= 0 else np.zeros(len(place))
         return UserNews(
             place,
@@ -159,6 +164,7 @@ class UserLevels:
             # As the predictions show it.
             np.round(scores.anomaly_score[place].astype(np.float64), 6),
             np.where(odd[place], oddity, NO_ODDITY),
+            np.round(labelled.astype(np.float64), 6),
         )
 
 

@@ -86,6 +86,7 @@ class UserRow(msgspec.Struct, array_like=True):
     Attributes:
         user_id: whose it is.
         unlooked: the highest so far (``models.fraud.own_terms``).
+        labelled: the highest of ``stream.user_news.UserEvent``, and where it was.
         life: events of the user so far.
         latest_ms: the highest event time.
         approximate: an order found no room.
@@ -100,6 +101,8 @@ class UserRow(msgspec.Struct, array_like=True):
     life: int = 0
     latest_ms: int = 0
     approximate: bool = False
+    labelled: float = 0.0
+    labelled_at: Seen | None = None
 
     @property
     def forget_ms(self) -> int:
@@ -110,6 +113,8 @@ class UserRow(msgspec.Struct, array_like=True):
         """Remember an event."""
         self.user_id, self.life = event.user_id, event.life_events
         self.latest_ms = max(self.latest_ms, event.event_time_ms)
+        if event.labelled > self.labelled:
+            self.labelled, self.labelled_at = event.labelled, Seen.of_event(event)
         if event.action == "purchase":
             self.unlooked = max(self.unlooked, unlooked(event.orders, event.life_events))
             number = crc32(event.order_id.encode()) if event.order_id else -event.event_time_ms

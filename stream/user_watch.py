@@ -1,9 +1,10 @@
 """Fake accounts, live: one user's orders, tempo and oddities, as the clicks stage tells them (stream/user_news.py).
 
-    order ──► orders of a week ──► at once? the same again? hardly looks?  ─┐
-    tempo ──► fast stretches   ──► haste                                    ├─► one score ──► at the threshold: an
-    oddity ─► oddities         ──► too predictable, surprising again        ┘                 alert, with its events
-       all ─► the analyst's rules ─────────────────────────────────────────────────────────► one broken: likewise
+    order    ─► orders of a week ─► at once? the same again? hardly looks?  ─┐
+    tempo    ─► fast stretches   ─► haste                                    ├─► one score ─► at the threshold: an
+    oddity   ─► oddities         ─► too predictable, surprising              │                alert, with its events
+    labelled ─► what labelled users taught, of a model with a fake_order head┘
+         all ─► the analyst's rules ───────────────────────────────────────────────────────► one broken: likewise
 
 The score is that of ``models.fraud.own_terms``. Oddities count against how many a user has by chance, one event in 200
 where the level is .995; they support other terms and flag nobody by themselves, since a model that does not fit a shop
@@ -23,6 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log
 from typing import Any, Final, NamedTuple, cast
 
 from models.fraud.crowds import excess_nats
@@ -45,6 +47,9 @@ _REASONS: Final = 4
 _LEAST_NATS: Final = 2.0
 #: What oddities may say at most.
 _MOST_PREDICTABLE_NATS, _MOST_SURPRISE_NATS = 4.0, 2.0
+#: What labelled users taught is sure of nobody.
+_LEAST_CHANCE: Final = 1e-4
+_BESIDE: Final = ("too_predictable", "surprising", "labelled")
 _WITHIN: Final = {1_000: "a second", 60_000: "a minute", _HOUR_MS: "an hour", 24 * _HOUR_MS: "24 hours"}
 
 
@@ -58,10 +63,10 @@ class _Fastest(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """What a row shows: values by `OWN_TERMS`, nats of oddities, and what the reasons are made of."""
+    """What a row shows: values by `OWN_TERMS`, nats by `_BESIDE`, and what the reasons are made of."""
 
     values: tuple[float, ...]
-    beside: tuple[float, float]
+    beside: tuple[float, ...]
     fastest: _Fastest | None
     at_once: Sequence[Order]
     repeats: int
@@ -188,7 +193,8 @@ class UserWatch:
         chance = (1.0 - self.anomaly) * known.life
         predictable = excess_nats(len(known.predictable), max(0.5, chance / WINDOW))
         surprise = excess_nats(len(known.surprising), max(0.5, chance / ODDITY_EVERY))
-        beside = (min(predictable, _MOST_PREDICTABLE_NATS), min(surprise, _MOST_SURPRISE_NATS))
+        labelled = -log(max(1.0 - known.labelled, _LEAST_CHANCE))
+        beside = (min(predictable, _MOST_PREDICTABLE_NATS), min(surprise, _MOST_SURPRISE_NATS), labelled)
         return _Terms(tuple(values[code] for code in OWN_TERMS), beside, fastest, most, repeats, again)
 
     @staticmethod
@@ -208,8 +214,12 @@ class UserWatch:
                 known.predictable,
             ),
             "surprising": (_surprise(known.surprising), known.surprising),
+            "labelled": (
+                "much like users whom labels call fake",
+                [known.labelled_at] if known.labelled_at else [],
+            ),
         }
-        codes = (*OWN_TERMS, "too_predictable", "surprising")
+        codes = (*OWN_TERMS, *_BESIDE)
         ranked = sorted(zip(nats, codes, strict=True), key=lambda pair: -pair[0])[:_REASONS]
         return [
             _Reason(code, said[code][0], {"nats": round(weight, 3)}, said[code][1][-_SHOWN_OF_REASON:])

@@ -54,6 +54,7 @@ def scores(count: int, **given: dict[int, float]) -> Any:
         terms=np.zeros((count, 3), np.float32),
         too_predictable=np.zeros(count, np.float32),
         anomaly_score=np.zeros(count, np.float32),
+        fake_order=np.zeros((count, 0), np.float32),
     )
     for name, values in given.items():
         for place, value in values.items():
@@ -171,6 +172,15 @@ def test_an_oddity_is_told_at_its_level_with_its_largest_reason() -> None:
     found = news(events, anomaly_score=always, too_predictable=always)
     assert found.place.tolist() == [7, 15, 23]
     assert set(found.oddity.tolist()) == {TOO_PREDICTABLE}
+
+
+def test_what_labelled_users_taught_is_told_with_what_is_told_anyway() -> None:
+    """The head's score of each order; of a model without one it is 0."""
+    events = [event("u", n * 60 * SECOND_MS, "purchase" if n else "view") for n in range(3)]
+    one, given = folded(events), scores(3)
+    given.fake_order = np.array([[0.9, np.nan], [0.25, np.nan], [0.75, np.nan]], np.float32)
+    assert LEVELS.news(one.columns, one.last_ms, given, 2).labelled.tolist() == [0.25, 0.75]
+    assert news(events).labelled.tolist() == [0.0, 0.0]
 
 
 def test_nothing_is_told_of_an_announced_crawler() -> None:

@@ -145,6 +145,13 @@ def test_who_only_is_unusual_is_not_flagged(events: list[UserEvent]) -> None:
             ],
         ),
         (
+            "labelled",
+            [
+                told(0, 3, labelled=0.9999),
+                *(order(HOUR_MS + n * SECOND_MS, n, life=40 * n) for n in range(1, 5)),
+            ],
+        ),
+        (
             "surprising",
             [
                 *(told(n * SECOND_MS, n, oddity=0, anomaly=1.0) for n in range(1, 9)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ def draw(of: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     ran = {name: found for name, found in of.items() if found["events_per_s"]}
     if not ran:
@@ -66,6 +68,9 @@ def draw(of: Mapping[str, Mapping[str, Any]], file: Path) -> None:
                     label=f"{label}, {quantile}",
                 )
         latency.set_xscale("log")
+        least, most = latency.get_xlim()
+        latency.set_xlim(10 ** math.floor(math.log10(least)), 10 ** math.ceil(math.log10(most)))
+        latency.xaxis.set_minor_formatter(NullFormatter())
         latency.set_xlabel("event to prediction, ms")
         latency.legend(fontsize=7)
         latency.grid(axis="x", alpha=0.3)

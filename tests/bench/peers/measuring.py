@@ -230,9 +230,14 @@ class Steady:
         if not kept_up:
             self._answered(DRAIN_TIMEOUT_S)
             return None
-        since_ms = min(produced.values()) + self._measures.paced_warm_up_s * 1000
+        since_ms = min(produced.values(), default=0) + self._measures.paced_warm_up_s * 1000
         arrived_s = self._reader.arrived_s
-        return np.array([arrived_s[p] * 1000 - at_ms for p, at_ms in produced.items() if at_ms >= since_ms])
+        ages = np.array([arrived_s[p] * 1000 - at_ms for p, at_ms in produced.items() if at_ms >= since_ms])
+        if not len(ages):
+            raise BenchFailed(
+                f"At {rate:.2g} events/s, nothing was due in {seconds:.0f} s. Take more --paced-seconds."
+            )
+        return ages
 
     def _killed(self, rate: float) -> dict[str, Any]:
         """Kill -9 while events come in, start again at once, wait for the answers, ask the oracle."""

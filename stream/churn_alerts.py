@@ -42,7 +42,7 @@ class ChurnAlertRenderer:
         odds: ReturnOdds | None = None,
     ) -> None:
         self.horizon_s, self.threshold, self.odds = horizon_s, threshold, odds
-        self._topic, self._topic_id = topic, topic_id
+        self._topic, self._topic_id, self._horizon = topic, topic_id, _words(horizon_s)
         self._constant_headers = [
             ("ce_specversion", b"1.0"),
             ("ce_type", ALERT_TYPE.encode()),
@@ -53,11 +53,12 @@ class ChurnAlertRenderer:
     def messages(self, said: Sequence[Said], partition: int) -> list[tuple[bytes, bytes, Headers]]:
         """Key, value and headers of each alert."""
         times = rfc3339(np.array([one.event_time_ms for one in said], np.int64)) if said else []
+        prefix = f"{self._topic_id}/{partition}"
         made: list[tuple[bytes, bytes, Headers]] = []
         for one, time in zip(said, times, strict=True):
             alert = self.alert(one, partition)
             subject = printable_subject(alert.subject)
-            named = alert.id if subject == alert.subject else one.id(f"{self._topic_id}/{partition}", subject)
+            named = alert.id if subject == alert.subject else one.id(prefix, subject)
             headers: Headers = [
                 *self._constant_headers,
                 ("ce_id", named.encode()),
@@ -69,17 +70,19 @@ class ChurnAlertRenderer:
 
     def alert(self, said: Said, partition: int) -> Alert:
         """The alert about a silence or about its end."""
-        user, prefix = said.key.decode(), f"{self._topic_id}/{partition}"
-        expected = said.kind == EXPECTED
-        silence_s = (said.event_time_ms - said.silence.last_ms) // 1000
-        if expected:
-            score, time_ms = 1 - said.silence.return_millionths / 1e6, said.silence.last_ms
-            code, text = "silence", f"silent for {_words(silence_s)}; back within {_words(self.horizon_s)}: "
-            text += f"{said.silence.return_millionths / 1e6:.0%}"
+        silence, user, prefix = said.silence, said.key.decode(), f"{self._topic_id}/{partition}"
+        silence_s = (said.event_time_ms - silence.last_ms) // 1000
+        if said.kind == EXPECTED:
+            chance = silence.return_millionths / 1e6
+            score, time_ms, supersedes = round(1 - chance, 6), silence.last_ms, None
+            reason = {
+                "code": "silence",
+                "text": f"silent for {_words(silence_s)}; back within {self._horizon}: {chance:.0%}",
+            }
         else:
             score, time_ms = 0.0, said.event_time_ms
-            code, text = "returned", f"back after {_words(silence_s)}"
-        score = round(score, 6)
+            supersedes = said._replace(kind=EXPECTED, offset=silence.offset).id(prefix, user)
+            reason = {"code": "returned", "text": f"back after {_words(silence_s)}"}
         return Alert(
             id=said.id(prefix, user),
             kind=said.kind,
@@ -87,10 +90,10 @@ class ChurnAlertRenderer:
             subject=user,
             score=score,
             # What the model's survival function says; it is a probability by itself.
-            probability=score if expected else None,
+            probability=None if supersedes else score,
             severity=severity_of(score),
             event_time_ms=said.event_time_ms,
-            reasons=[{"code": code, "text": text, "silence_s": silence_s, "horizon_s": self.horizon_s}],
+            reasons=[{**reason, "silence_s": silence_s, "horizon_s": self.horizon_s}],
             evidence=[
                 {
                     "user_id": user,
@@ -98,12 +101,8 @@ class ChurnAlertRenderer:
                     "source": {"topic": self._topic, "partition": partition, "offset": said.offset},
                 }
             ],
-            supersedes=None if expected else _expected(said).id(prefix, user),
+            supersedes=supersedes,
         )
-
-
-def _expected(said: Said) -> Said:
-    return said._replace(kind=EXPECTED, offset=said.silence.offset)
 
 
 def _words(seconds: float) -> str:

@@ -148,22 +148,15 @@ def fold_silences(
     over = np.flatnonzero(runs_out | (said_before & (first >= 0)))
     over_here = np.flatnonzero(runs_out_here)
     if len(over) or len(over_here):
-        carried_millionths = rows["return_millionths"]
+        # What a silence of either kind is: last time, offset, deadline, chance.
+        of_rows = (last_ms, position, carried_ms, rows["return_millionths"])
+        of_events = (after_ms, offset, deadline_ms, millionths)
         for number, part in enumerate(parts):
             told = _Told(part, watermark_ms, times_ms, offset)
-            for place in over[_within(over, part.rows)].tolist():
-                silence = Silence(
-                    int(last_ms[place]),
-                    int(position[place]),
-                    int(carried_ms[place]),
-                    int(carried_millionths[place]),
-                )
-                told.over(place, silence, bool(runs_out[place]), int(first[place]))
-            for event in over_here[_within(over_here, part.events)].tolist():
-                silence = Silence(
-                    int(after_ms[event]), int(offset[event]), int(deadline_ms[event]), int(millionths[event])
-                )
-                told.over(int(row[event]), silence, True, int(following[event]))
+            mine = over[_within(over, part.rows)]
+            told.over(mine, [column[mine] for column in of_rows], runs_out[mine], first[mine])
+            mine = over_here[_within(over_here, part.events)]
+            told.over(row[mine], [column[mine] for column in of_events], runs_out_here[mine], following[mine])
             said[number] = told.in_order()
 
     newest = row[last]
@@ -196,18 +189,28 @@ class _Told:
         self._times_ms, self._offset = times_ms, offset
         self._said: list[tuple[tuple[int, int, int, bytes], Said]] = []
 
-    def over(self, row: int, silence: Silence, runs_out: bool, ended_by: int) -> None:
-        """A silence of a row that ran out here, or was ended here by an event, or both."""
-        key = self._part.keys[row - self._part.rows.start]
-        if runs_out:
-            place = int(np.searchsorted(self._watermark_ms, silence.deadline_ms, side="right"))
-            expected = Said(EXPECTED, key, silence, silence.deadline_ms, silence.offset)
-            self._said.append(((place, 0, silence.deadline_ms, key), expected))
-        if ended_by >= 0:
-            returned = Said(
-                RETURNED, key, silence, int(self._times_ms[ended_by]), int(self._offset[ended_by])
+    def over(
+        self, row: np.ndarray, silence: Sequence[np.ndarray], runs_out: np.ndarray, ended_by: np.ndarray
+    ) -> None:
+        """Silences of rows that ran out here, or were ended here by an event, or both.
+
+        Args:
+            silence: the columns of a ``Silence``.
+            ended_by: the event, -1 for none.
+        """
+        keys = [self._part.keys[slot] for slot in (row - self._part.rows.start).tolist()]
+        silences = list(map(Silence._make, zip(*(column.tolist() for column in silence), strict=True)))
+        place = np.searchsorted(self._watermark_ms, silence[2], side="right").tolist()
+        for at in np.flatnonzero(runs_out).tolist():
+            one, key = silences[at], keys[at]
+            said = Said(EXPECTED, key, one, one.deadline_ms, one.offset)
+            self._said.append(((place[at], 0, one.deadline_ms, key), said))
+        for at in np.flatnonzero(ended_by >= 0).tolist():
+            event = int(ended_by[at])
+            said = Said(
+                RETURNED, keys[at], silences[at], int(self._times_ms[event]), int(self._offset[event])
             )
-            self._said.append(((ended_by - self._part.events.start, 1, 0, key), returned))
+            self._said.append(((event - self._part.events.start, 1, 0, keys[at]), said))
 
     def in_order(self) -> list[Said]:
         """By record, and at one record the expected ones by deadline and key before the return."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from models.return_odds import ReturnOdds
@@ -18,6 +19,7 @@ __all__ = ["ALERT_TYPE", "ChurnAlertRenderer"]
 #: CloudEvents type of every alert.
 ALERT_TYPE: Final = "foreclick.alert.v1"
 _DAY_S: Final = 86_400
+_json: Final = msgspec.json.encode
 
 
 class ChurnAlertRenderer:
@@ -43,6 +45,7 @@ class ChurnAlertRenderer:
     ) -> None:
         self.horizon_s, self.threshold, self.odds = horizon_s, threshold, odds
         self._topic, self._topic_id, self._horizon = topic, topic_id, _words(horizon_s)
+        self._topic_json = _json(topic).decode()
         self._constant_headers = [
             ("ce_specversion", b"1.0"),
             ("ce_type", ALERT_TYPE.encode()),
@@ -51,22 +54,43 @@ class ChurnAlertRenderer:
         ]
 
     def messages(self, said: Sequence[Said], partition: int) -> list[tuple[bytes, bytes, Headers]]:
-        """Key, value and headers of each alert."""
+        """Key, value and headers of each alert; the value is ``alert`` as JSON."""
         times = rfc3339(np.array([one.event_time_ms for one in said], np.int64)) if said else []
         prefix = f"{self._topic_id}/{partition}"
         made: list[tuple[bytes, bytes, Headers]] = []
         for one, time in zip(said, times, strict=True):
-            alert = self.alert(one, partition)
-            subject = printable_subject(alert.subject)
-            named = alert.id if subject == alert.subject else one.id(prefix, subject)
+            user = one.key.decode()
+            value = (
+                self._expected(one, user, prefix, partition)
+                if one.kind == EXPECTED
+                else self.alert(one, partition).as_json()
+            )
+            subject = printable_subject(user)
             headers: Headers = [
                 *self._constant_headers,
-                ("ce_id", named.encode()),
+                ("ce_id", one.id(prefix, subject).encode()),
                 ("ce_time", time),
                 ("ce_subject", subject.encode()),
             ]
-            made.append((one.key, alert.as_json(), headers))
+            made.append((one.key, value, headers))
         return made
+
+    def _expected(self, said: Said, user: str, prefix: str, partition: int) -> bytes:
+        """The JSON of ``alert`` about a silence, written straight: many run out at once."""
+        silence = said.silence
+        chance = silence.return_millionths / 1e6
+        score = round(1 - chance, 6)
+        number, quoted = _json(score).decode(), _json(user).decode()
+        silence_s = (said.event_time_ms - silence.last_ms) // 1000
+        return (
+            f'{{"id":"{prefix}/{said.offset}/{EXPECTED}/{quoted[1:-1]}/{silence.deadline_ms}","kind":"{EXPECTED}",'
+            f'"subject_type":"user","subject":{quoted},"score":{number},"probability":{number},'
+            f'"severity":"{severity_of(score)}","event_time_ms":{said.event_time_ms},"reasons":[{{"code":"silence",'
+            f'"text":"silent for {_words(silence_s)}; back within {self._horizon}: {chance:.0%}",'
+            f'"silence_s":{silence_s},"horizon_s":{self.horizon_s}}}],"evidence":[{{"user_id":{quoted},'
+            f'"event_time_ms":{silence.last_ms},"source":{{"topic":{self._topic_json},"partition":{partition},'
+            f'"offset":{said.offset}}}}}],"members":[],"approximate":false,"supersedes":null,"held_back":0}}'
+        ).encode()
 
     def alert(self, said: Said, partition: int) -> Alert:
         """The alert about a silence or about its end."""

@@ -121,8 +121,8 @@ def poison(users: Users = 20_000, events: Events = 100_000, model: Model = None)
     _run("poison", model, users=users, events=events)
 
 
-def alerts(users: Users = 20_000, events: Events = 200_000, model: Model = None) -> None:
-    """A backlog with groups, timers and their alerts, against one without; not part of ``bench all``."""
+def alerts(users: Users = 20_000, events: Events = 100_000, model: Model = None) -> None:
+    """A backlog with churn timers, and with groups too, against one without; not part of ``bench all``."""
     _run("alerts", model, users=users, events=events)
 
 

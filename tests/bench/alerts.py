@@ -1,7 +1,8 @@
-"""What groups and timers cost: the same backlog with the second stage and without, in turns, on one broker.
+"""What alerts cost: the same backlog without any, with churn timers, and with the second stage as well, on one broker.
 
 A figure is of clicks: events a second from the first to the last prediction, while the second stage works beside. How
-long that takes to read the rest of what it was told is said too.
+long that takes to read the rest of what it was told is said too. Kinds of run follow one another and then come in the
+opposite order, so what the machine does meanwhile counts on all sides.
 """
 
 from __future__ import annotations
@@ -30,11 +31,16 @@ def with_shops(records: Iterator[Pair]) -> Iterator[Pair]:
         yield key, b'%b,"shop_id":"s%d","device_id":"d-%b"}' % (value[:-1], shop, key)
 
 
-def events_per_s(bed: Bed, part: str, enabled: bool) -> tuple[float, dict[str, float]]:
+#: Without alerts, with churn timers, with churn timers and groups.
+KINDS = ("without", "churn", "all")
+
+
+def events_per_s(bed: Bed, part: str, kind: str) -> tuple[float, dict[str, float]]:
     """Events a second of a fresh worker over the backlog, and what its second stage took."""
     settings: Settings = bed.topics(part)
+    enabled = kind == "all"
     groups = settings.groups.model_copy(update={"enabled": enabled})
-    churn = settings.churn.model_copy(update={"alerts": enabled})
+    churn = settings.churn.model_copy(update={"alerts": kind != "without"})
     settings = settings.model_copy(update={"groups": groups, "churn": churn})
     events = bed.sizes.events
     tell(f"{part}: {events} events of {bed.sizes.users} users into {settings.clicks_topic}")
@@ -63,23 +69,39 @@ def events_per_s(bed: Bed, part: str, enabled: bool) -> tuple[float, dict[str, f
 
 
 def run(bed: Bed) -> dict[str, float]:
-    """Without, with, with, without: what the machine does meanwhile counts on both sides."""
-    first, _ = events_per_s(bed, "without-1", False)
-    second, told = events_per_s(bed, "with-1", True)
-    third, again = events_per_s(bed, "with-2", True)
-    fourth, _ = events_per_s(bed, "without-2", False)
-    ratio = (second + third) / (first + fourth)
+    """Each kind of run twice."""
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    told: list[dict[str, float]] = []
+    for number, kind in enumerate((*KINDS, *reversed(KINDS))):
+        rate, second_stage = events_per_s(bed, f"{kind}-{number}", kind)
+        tell(f"alerts: {kind}, {rate:,.0f} events a second")
+        rates[kind].append(rate)
+        told.append(second_stage)
+    figures = shares(rates)
     table(
-        "alerts: a backlog with groups and without",
+        "alerts: a backlog without them, with churn timers, and with groups too",
+        ("what", "first", "second"),
+        [(f"events a second, {kind}", *rates[kind]) for kind in KINDS],
+    )
+    table(
+        "alerts: what is left of the rate",
         ("what", "value"),
         [
-            ("events a second, without", first),
-            ("events a second, with groups", second),
-            ("events a second, with groups, again", third),
-            ("events a second, without, again", fourth),
-            ("ratio", ratio),
-            ("records of groups an event", told["records"] / bed.sizes.events),
-            ("seconds until the second stage had read the rest", max(told["late_s"], again["late_s"])),
+            ("with churn timers", figures["churn_cost"]),
+            ("with groups, of that", figures["groups_cost"]),
+            ("with everything", figures["alerts_cost"]),
+            ("records of groups an event", max(one["records"] for one in told) / bed.sizes.events),
+            ("seconds until the second stage had read the rest", max(one["late_s"] for one in told)),
         ],
     )
-    return {"alerts_cost": ratio}
+    return figures
+
+
+def shares(rates: dict[str, list[float]]) -> dict[str, float]:
+    """What each kind leaves of the rate without alerts, and groups of that with churn timers."""
+    without, churn, everything = (sum(rates[kind]) for kind in KINDS)
+    return {
+        "alerts_cost": everything / without,
+        "churn_cost": churn / without,
+        "groups_cost": everything / churn,
+    }

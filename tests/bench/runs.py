@@ -23,6 +23,8 @@ KEYS = (
     "swap_added_p99_ms",
     "poison_ratio",
     "alerts_cost",
+    "churn_cost",
+    "groups_cost",
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",

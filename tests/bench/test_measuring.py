@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from models.registry import untrained
 from stream.cli import bench
 from stream.events import Event, decode_events
-from tests.bench import scaling
+from stream.settings import load_settings
+from tests.bench import alerts, scaling, timers
 from tests.bench.processes import BenchFailed
 from tests.bench.readers import _first_transaction, source_position
 from tests.bench.traffic import Traffic
@@ -107,3 +109,18 @@ def test_scaling_is_written_as_table_and_json(tmp_path: Path) -> None:
     page = (tmp_path / "scaling.md").read_text()
     assert "| 10,000 | 2 | 50.00 | 25,000 | 900.0 | - | - | - | - |" in page
     assert "costs 1.10 times" in page
+
+
+def test_what_alerts_cost_is_split() -> None:
+    """Churn against nothing, groups against churn: their product is everything against nothing."""
+    found = alerts.shares({"without": [90, 110], "churn": [95, 85], "all": [70, 74]})
+    assert found == pytest.approx({"alerts_cost": 0.72, "churn_cost": 0.9, "groups_cost": 0.8})
+
+
+def test_a_million_timers_are_as_good_as_a_thousand(tmp_path: Path) -> None:
+    """The bench of timers arms, fires each once and says what it took, without a broker."""
+    model = untrained(tmp_path / "models", hidden=16)
+    settings = load_settings(data_dir=tmp_path)
+    found = timers.run(settings, model, tmp_path / "stores", 5_000, 1)
+    assert found["timers_fired_per_s"] > 0
+    assert 10 < found["timer_bytes"] <= 200

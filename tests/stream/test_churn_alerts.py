@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
+from stream.churn_alerts import ChurnAlertRenderer
 from stream.files import FileRecord, read_records
 from stream.offline import records_of, score_batches
+from stream.outputs import printable_subject
 from stream.settings import load_settings
+from stream.silence import EXPECTED, RETURNED, Said, Silence
 from tests.command_line import foreclick
 
 START_MS, DAY_MS = 1_700_000_000_000, 86_400_000
@@ -97,6 +102,25 @@ def test_a_silence_is_said_once_at_its_deadline_and_ended_by_a_return(log: Path,
             assert alert["supersedes"] == open_.pop(user)["id"]
             assert time_ms in times[user]
     assert all(time <= alert["event_time_ms"] for user, alert in open_.items() for time in times[user])
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+    st.integers(0, 1_000_000),
+    st.integers(1_800, 2**32 - 1),
+    st.sampled_from([EXPECTED, RETURNED]),
+)
+def test_the_value_of_an_alert_is_its_json(user: str, millionths: int, silence_s: int, kind: str) -> None:
+    """Written straight or from the object: the same bytes, whatever the user's id and the numbers."""
+    renderer = ChurnAlertRenderer(
+        topic='shop."clicks"', topic_id="T", source="/app", horizon_s=86_400 * 30, threshold=0.5
+    )
+    silence = Silence(1_700_000_000_000, 7, 1_700_000_000_000 + silence_s * 1000, millionths)
+    said = Said(kind, user.encode(), silence, silence.deadline_ms, 7)
+    ((key, value, headers),) = renderer.messages([said], 3)
+    assert (key, value) == (user.encode(), renderer.alert(said, 3).as_json())
+    assert json.loads(value)["subject"] == user
+    assert dict(headers)["ce_id"] == said.id("T/3", printable_subject(user)).encode()
 
 
 def test_the_command_writes_an_alert_a_line(log: Path, model: Path, tmp_path: Path) -> None:

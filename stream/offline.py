@@ -17,6 +17,7 @@ from stream.clicks_stage import clicks_rounds, clicks_work
 from stream.errors import BrokenInvariant
 from stream.files import FileRecord
 from stream.formats import adapt_object
+from stream.group_records import GroupRecords
 from stream.model_step import ServedModel
 from stream.rounds import FoldedRound
 from stream.scoring import ClicksRequest
@@ -56,6 +57,7 @@ def score_batches(
     adapt: Callable[[dict[str, Any]], dict[str, Any] | None] | None = adapt_object,
     micro_batch: int = MICRO_BATCH,
     observe: Callable[[ClicksRequest, FoldedRound, Any], None] | None = None,
+    groups: GroupRecords | None = None,
 ) -> Iterator[Rendered]:
     """Fold and score records, a micro-batch at a time.
 
@@ -70,6 +72,7 @@ def score_batches(
         adapt: recognises foreign shapes; None takes canonical events only.
         micro_batch: records folded and scored at once; no bit depends on it.
         observe: sees each micro-batch with what the model answered, before it is rendered.
+        groups: renders what a second stage is told; None where there is none.
 
     Returns:
         Messages by topic, rows and counts, as the worker would have committed them. Nothing is ahead of the clock:
@@ -94,6 +97,7 @@ def score_batches(
         score=score,
         timers=PartitionTimers(index) if settings.churn.alerts else None,
         adapt=adapt,
+        groups=groups,
     )
     rows: dict[bytes, bytes] = {}
     remaining = iter(records)

@@ -186,6 +186,7 @@ class Verdict:
         mismatching_positions: partitions whose ``\\0src`` in the changelog is not the input's end.
         mismatching_local: rows of local stores that differ from the input up to that store's own position.
         hanging: topics with a transaction that nobody ended.
+        alerts: about shops, items, devices and users, in rounds of the product.
     """
 
     events: int = 0
@@ -202,6 +203,7 @@ class Verdict:
     mismatching_positions: int = 0
     mismatching_local: int = 0
     hanging: int = 0
+    alerts: int = 0
     examples: list[str] = field(default_factory=list)
 
     def exact(self) -> bool:

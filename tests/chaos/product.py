@@ -2,9 +2,11 @@
 
 What it must write is what the same core writes offline for the same records (stream/offline.py), byte for byte and in
 the same order in every output topic, whatever happened in between; and the rows in the changelog are those of the
-offline fold. In a round in which the model was exchanged nobody can say which event met which model: there ids, order
-and everything that no model has a say in are compared. The offline core is the product's own code, so what it folds
-wrongly this does not see; tests/chaos/oracle.py, which knows nothing of the product, is for that.
+offline fold. What the second stage is told is held against it as well, but for the watermarks, which depend on how the
+records were cut into micro-batches; of what it says, that no alert comes twice. In a round in which the model was
+exchanged nobody can say which event met which model: there ids, order and everything that no model has a say in are
+compared. The offline core is the product's own code, so what it folds wrongly this does not see;
+tests/chaos/oracle.py, which knows nothing of the product, is for that.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from models.registry import load_artefact, untrained
 from models.runtime import StepEngine
 from stream.audit import read_topic
 from stream.broker.topics import delete_topics, describe
+from stream.group_records import read_record, routed
+from stream.groups_app import group_records
 from stream.model_store import activate
 from stream.offline import OfflineRecord, score_batches
 from stream.settings import Settings, load_settings
@@ -66,6 +70,7 @@ class ProductWorker(Worker):
             "FORECLICK_HTTP__PORT": "0",
             "FORECLICK_LOG_FORMAT": "json",
             "FORECLICK_MODEL": str(root / MODELS[0]),
+            "FORECLICK_GROUPS__ENABLED": "true",
         }
 
 
@@ -152,6 +157,7 @@ class Product:
             topics__partitions=round_.partitions,
             app_id=round_.app_id,
             model=self._root / MODELS[0],
+            groups__enabled=True,
         )
         self.swapped = 0
 
@@ -176,11 +182,12 @@ class Product:
             record = OfflineRecord(message.offset(), message.key(), message.value(), message.headers() or ())
             source[message.partition()].append(record)
             verdict.events += 1
+        groups = describe(client, self.settings.groups_topic).partitions
         expected: dict[str, dict[int, list[Any]]] = {}
         rows: dict[bytes, bytes] = {}
         for partition, records in source.items():
             records.sort(key=lambda record: record.offset)
-            for rendered in self._offline(records, partition):
+            for rendered in self._offline(records, partition, groups):
                 for topic, messages in rendered.messages.items():
                     expected.setdefault(topic, {}).setdefault(partition, []).extend(messages)
                 for key, row in rendered.rows:
@@ -188,6 +195,7 @@ class Product:
                         rows[key] = row
                     else:
                         rows.pop(key, None)
+        self._compare_told(expected, groups, verdict)
         for topic in {self.settings.predictions_topic, self.settings.dead_letters_topic, *expected}:
             written: dict[int, list[Any]] = {}
             for message in read_topic(client, topic):
@@ -197,9 +205,44 @@ class Product:
                 wanted = expected.get(topic, {}).get(partition, [])
                 self._compare(topic, partition, wanted, written.get(partition, []), verdict)
         self._compare_rows(rows, verdict)
+        self._judge_alerts(verdict)
         return verdict
 
-    def _offline(self, records: list[OfflineRecord], partition: int) -> Iterator[Any]:
+    def _compare_told(self, expected: dict[str, dict[int, list[Any]]], groups: int, verdict: Verdict) -> None:
+        """What each partition of the source told each partition of groups, in its order."""
+        told: dict[tuple[int, int], list[Any]] = {}
+        for message in read_topic(self.settings.kafka.librdkafka(), self.settings.groups_topic):
+            key = message.key()
+            if key is None or key.startswith(RESERVED) or not self._sure(key):
+                continue
+            event = read_record(key, message.value() or b"")
+            at = (message.partition(), event.partition)
+            told.setdefault(at, []).append((key, message.value(), []))
+        for number in range(groups):
+            topic = routed(self.settings.groups_topic, number)
+            by_source = expected.pop(topic, {})
+            for partition in range(self.round.partitions):
+                wanted = [m for m in by_source.get(partition, []) if m[0] is not None and self._sure(m[0])]
+                self._compare(topic, partition, wanted, told.get((number, partition), []), verdict)
+
+    def _sure(self, key: bytes) -> bool:
+        """Whether no model has a say in a record of this key, or only one was in use."""
+        return not self.swapped or not key.startswith(b"user:")
+
+    def _judge_alerts(self, verdict: Verdict) -> None:
+        """No alert of the second stage twice; those of the clicks stage are compared as all its outputs."""
+        said: Counter[bytes] = Counter()
+        for message in read_topic(self.settings.kafka.librdkafka(), self.settings.alerts_fraud_topic):
+            if message.value() is None:
+                continue
+            said[json.loads(message.value() or b"")["id"]] += 1
+        for identity, count in said.items():
+            if count > 1:
+                verdict.repeats += count - 1
+                verdict.note(f"{self.settings.alerts_fraud_topic}: {identity} is there {count} times")
+        verdict.alerts = len(said)
+
+    def _offline(self, records: list[OfflineRecord], partition: int, groups: int) -> Iterator[Any]:
         artefact = load_artefact(self._root / MODELS[0])
         engine = StepEngine(artefact, "cpu")
         client, source = self.settings.kafka.librdkafka(), self.settings.clicks_topic
@@ -211,6 +254,7 @@ class Product:
             source,
             topic_id=describe(client, source).topic_id,
             partition=partition,
+            groups=group_records(self.settings, groups),
         )
 
     def _compare(

@@ -252,6 +252,7 @@ def totals(outcomes: Sequence[Outcome]) -> str:
         "events",
         "predictions",
         "dead_letters",
+        "alerts",
         "repeats",
     )
     names += ("mismatching_rows", "mismatching_positions", "mismatching_local", "hanging")

@@ -222,6 +222,17 @@ def test_reference_survives_its_manifest() -> None:
     )
 
 
+def test_many_attackers_hide_one_another_only_so_far() -> None:
+    """Of a seventh of all, too weak to be left out of the reference, those with most evidence still stand out."""
+    rng = np.random.default_rng(0)
+    path = TERMS.index("same_path")
+    values = np.zeros((1000, len(TERMS)))
+    values[:, path] = np.where(np.arange(1000) < 850, rng.exponential(1.0, 1000), rng.uniform(6, 14, 1000))
+    events = np.full(1000, 20)
+    reference = Reference.fit(events, values, np.ones(1000, bool), np.arange(1000))
+    assert reference.terms(events, values)[:, path].max() > 4.0
+
+
 def test_score_keeps_the_order_of_nats() -> None:
     """Beyond one in ten thousand scores approach 1 and stay apart."""
     scores = scores_of(np.array([0.0, 1.0, 5.0, 9.0, 9.5, 50.0, 500.0]))

@@ -69,24 +69,26 @@ def read(settings: Settings, topic: str) -> list[CommittedRecord]:
 
 
 def command(settings: Settings, *arguments: object) -> Ran:
-    """``foreclick labels`` beside the worker."""
+    """A command beside the worker."""
     return foreclick(
-        "labels",
         *arguments,
         KAFKA__BOOTSTRAP_SERVERS=settings.kafka.bootstrap_servers,
         TOPICS__PREFIX=settings.topics.prefix,
         APP_ID=settings.app_id,
+        DATA_DIR=settings.data_dir,
+        GROUPS__ENABLED="true",
+        LABELS__ENABLED="true",
     )
 
 
 def import_labels(settings: Settings, file: Path, labels: list[dict[str, Any]]) -> Ran:
     file.write_text("".join(json.dumps(each) + "\n" for each in labels))
-    return command(settings, "import", file, "--json")
+    return command(settings, "labels", "import", file, "--json")
 
 
 def put_label(settings: Settings, said: dict[str, Any]) -> Ran:
     by = ("--user", said["user_id"], "--by", said["by"], "--time-ms", said["time_ms"])
-    return command(settings, "put", said["subject"], said["id"], said["label"], *by, "--json")
+    return command(settings, "labels", "put", said["subject"], said["id"], said["label"], *by, "--json")
 
 
 def told(worker: Worker, name: str) -> dict[tuple[str, ...], float]:
@@ -178,7 +180,7 @@ def test_labels_are_joined_once_with_alerts_through_a_kill_and_an_empty_disk(
     assert {f"audit/order/h{number}" for number in range(8)} <= set(audits)
     assert {f"audit/user/u{number}" for number in range(8)} <= set(audits)
 
-    waiting = command(settings, "audit", "--json").out.splitlines()
+    waiting = command(settings, "labels", "audit", "--json").out.splitlines()
     # Nine orders and nine users were drawn and are not flagged; two of the orders have a label.
     assert json.loads(waiting[-1]) == {"unlabelled": 16}
     assert {"user_id": "u1", "subject_type": "user", "subject": "u1"} in map(json.loads, waiting)
@@ -191,3 +193,9 @@ def test_labels_are_joined_once_with_alerts_through_a_kill_and_an_empty_disk(
     until(second, lambda: len(flagged(settings)) == 2, "the alert with a probability")
     (alert,) = (each for each in flagged(settings) if each["subject"] == "s2")
     assert alert["probability"] == pytest.approx((2 + 1) / (3 + 2))
+
+    # People wrote the labels: a fresh start forgets neither them nor what is known of their alerts.
+    second.stop()
+    before = command(settings, "labels", "audit", "--json").json
+    assert command(settings, "state", "reset", "--to", "latest", "--yes", "--json").code == 0
+    assert command(settings, "labels", "audit", "--json").json == before

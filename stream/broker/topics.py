@@ -104,7 +104,7 @@ def describe_topics(client: Mapping[str, Any], names: Iterable[str]) -> dict[str
     Raises:
         TopicError: the broker refuses to describe one of them.
     """
-    return _describe(connect(client), list(names))
+    return _describe(connect(client), list(dict.fromkeys(names)))  # a name twice is refused
 
 
 def check_topics(client: Mapping[str, Any], specs: Iterable[TopicSpec]) -> list[str]:

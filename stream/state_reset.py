@@ -117,9 +117,8 @@ def _forget_group(admin: AdminClient, group: str) -> None:
 
 def _kept_specs(settings: Settings, names: list[str], client: Mapping[str, Any]) -> list[TopicSpec]:
     """The topics as they are to be made again: with what an operator tuned, and the partitions of their source."""
-    present = describe_topics(
-        client, [*names, settings.clicks_topic, *([settings.groups_topic] if settings.groups.enabled else [])]
-    )
+    sources = [settings.clicks_topic, *([settings.groups_topic] if settings.groups.enabled else [])]
+    present = describe_topics(client, [*names, *sources])
     return [
         fresh
         if fresh.name not in present

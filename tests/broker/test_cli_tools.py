@@ -282,6 +282,7 @@ def test_a_reset_forgets_rows_and_sets_the_positions(settings: Settings, to: str
     store_of(settings, {b"u1": b"row"}, 0)
     before = describe(client, settings.changelog_topic)
     ran = command(settings, "state", "reset", "--to", to, "--yes")
+    assert ran.code == 0, ran.err
     after = describe(client, settings.changelog_topic)
     assert after.topic_id != before.topic_id
     assert (after.partitions, after.cleanup_policy) == (PARTITIONS, "compact")

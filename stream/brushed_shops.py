@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,3 +63,15 @@ class BrushedShops:
             if due_ms <= watermark_ms or not known.members:
                 return Fold(None, alerts)
         return Fold(known.row(), alerts, due_ms)
+
+    def erase(self, row: bytes, users: Collection[str]) -> bytes:
+        """The row without orders and verdicts of these users."""
+        known = ShopOrders.of_row(row)
+        known.orders = [order for order in known.orders if order.buyer not in users]
+        known.order_bytes = sum(order.cost_bytes for order in known.orders)
+        known.members = {
+            member: [order for order in orders if order.buyer not in users]
+            for member, orders in known.members.items()
+            if member not in users
+        }
+        return known.row()

@@ -93,9 +93,7 @@ def second_stage(settings: Settings) -> list[Finding]:
     waiting = unread(settings, settings.groups_topic, settings.groups_group)
     text = f"Second stage over {settings.groups_topic} ({groups.kinds}): about {waiting} records are not read yet"
     if waiting > MANY_WAITING:
-        return [
-            Finding("warn", f"{text}. Start more workers, or tell it less: FORECLICK_GROUPS__KINDS, __ONE_IN")
-        ]
+        return [Finding("warn", f"{text}. Start more workers, or tell it less: FORECLICK_GROUPS__KINDS")]
     return [Finding("ok", text)]
 
 

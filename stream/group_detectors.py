@@ -24,7 +24,7 @@ room leaves, and later alerts say ``approximate``. The same finding again is sen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 from zlib import crc32
 
@@ -142,6 +142,10 @@ class GroupDetector(Protocol):
         Raises:
             DamagedRow: the row is of another build, or damaged.
         """
+        ...
+
+    def erase(self, row: bytes, users: Collection[str]) -> bytes | None:
+        """The row without these users, whom tombstones have named: neither ids nor what they did; None for no row."""
         ...
 
 

@@ -1,14 +1,16 @@
 """What the clicks stage tells the second stage: records keyed by group, in the transaction of their clicks.
 
     shop     every order (a purchase that names its shop)
-    item     every purchase and every cart; of an order with lines, each of its items
-    device   every purchase and cart, and the first event of each session; where no device is named, the address
-    both     one in so many of the other events, chosen by their offsets
+    item     every order; of one with lines, each of its items
+    device   every order; where no device is named, the address
     user     what is out of the ordinary (stream/user_news.py)
+
+Of crawlers that announce themselves nothing is told but their orders at shops.
 
 The value is the same for all of them but the user, so it is packed once. Between them stand watermarks (no key): the
 event time that a partition of the source has reached, told at most once a minute of event time, so that a partition
-without orders does not hold the others' windows open.
+without orders does not hold the others' windows open; and users whom a tombstone erases, told to every partition of
+groups.
 
 A group's records stand in one partition of the topic, by crc32 of the key. An output ``TOPIC/3`` is partition 3 of
 that topic; what stands without a number goes to the partition of its source's number.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -30,11 +32,10 @@ from stream.group_detectors import DEVICE, ITEM, SHOP, USER, Group, GroupEvent
 from stream.stage import Message
 from stream.user_news import UserEvent, UserNews
 
-__all__ = ["TELL_MS", "GroupRecords", "Watermark", "group_of", "read_record", "routed"]
+__all__ = ["TELL_MS", "Erasure", "GroupRecords", "Watermark", "group_of", "read_record", "routed"]
 
 #: Event time after which a partition tells its watermark again.
 TELL_MS: Final = 60_000
-_ENGAGED: Final = frozenset({"purchase", "cart"})
 _MOST_LINES: Final = 16  # of one order; what buys more lines is no detail of this stage
 _OF_USER: Final = f"{USER}:".encode()
 _LONGEST_ID: Final = 256  # bytes; a longer one is told by its hash
@@ -46,6 +47,15 @@ class Watermark(msgspec.Struct, array_like=True, frozen=True, gc=False):
     partition: int
     event_time_ms: int
 
+
+class Erasure(NamedTuple):
+    """A user of whom nothing may stay."""
+
+    user: bytes
+
+
+#: Key of the records that tell tombstones; no group's starts with it.
+ERASURE_KEY: Final = b"\0erase"
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_event = msgspec.msgpack.Decoder(GroupEvent).decode
@@ -64,12 +74,14 @@ def group_of(key: bytes) -> Group:
     return Group(kind, name)
 
 
-def read_record(key: bytes | None, value: bytes) -> GroupEvent | Watermark:
+def read_record(key: bytes | None, value: bytes) -> GroupEvent | Watermark | Erasure:
     """What a record of the topic holds.
 
     Raises:
         msgspec.DecodeError: it is none of ours.
     """
+    if key == ERASURE_KEY:
+        return Erasure(value)
     if key is None:
         return _unpack_watermark(value)
     return _unpack_user_event(value) if key.startswith(_OF_USER) else _unpack_event(value)
@@ -81,16 +93,14 @@ class GroupRecords:
     Args:
         topic: of groups; ``partitions`` it has.
         kinds: types of groups that are wanted.
-        one_in: of the other engagements, one in so many is told; 0 tells none.
     """
 
-    def __init__(self, topic: str, partitions: int, kinds: Iterable[str], one_in: int) -> None:
+    def __init__(self, topic: str, partitions: int, kinds: Iterable[str]) -> None:
         self._outputs = [routed(topic, number) for number in range(partitions)]
         kinds = frozenset(kinds)
         self._shops, self._items, self._devices = SHOP in kinds, ITEM in kinds, DEVICE in kinds
         #: Whether `messages` wants news of users.
         self.users = USER in kinds
-        self._one_in = one_in
         self._told_ms = 0
 
     def messages(
@@ -115,20 +125,8 @@ class GroupRecords:
         found: dict[str, list[Message]] = {}
         if not len(events):
             return found
-        wanted = np.array([event.action in _ENGAGED for event in events], np.bool_)
-        wanted |= session_position == 1
-        if self._one_in:
-            mixed = (offsets.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
-            wanted |= mixed % np.uint64(self._one_in) == 0
         outputs, count = self._outputs, len(self._outputs)
-        chosen = np.flatnonzero(wanted)
-        for place, offset, gap, position in zip(
-            chosen.tolist(),
-            offsets[chosen].tolist(),
-            gap_ms[chosen].tolist(),
-            session_position[chosen].tolist(),
-            strict=True,
-        ):
+        for place in [place for place, event in enumerate(events) if event.action == "purchase"]:
             event = events[place]
             keys = self._keys(event)
             if not keys:
@@ -139,13 +137,13 @@ class GroupRecords:
                     event.user_id,
                     event.action,
                     partition,
-                    offset,
+                    int(offsets[place]),
                     event.event_id,
                     event.order_id,
                     event.item_id,
                     event.shop_id,
-                    gap,
-                    position,
+                    int(gap_ms[place]),
+                    int(session_position[place]),
                 )
             )
             for key in keys:
@@ -200,10 +198,18 @@ class GroupRecords:
             key = _key(USER, event.user_id)
             found.setdefault(self._outputs[crc32(key) % len(self._outputs)], []).append((key, value, []))
 
+    def erase(self, users: Iterable[bytes], found: dict[str, list[Message]]) -> None:
+        """Tell every partition of groups whom tombstones have named, behind the ``found`` messages by output."""
+        lines: list[Message] = [(ERASURE_KEY, user, []) for user in users]
+        for output in self._outputs if lines else ():
+            found.setdefault(output, []).extend(lines)
+
     def _keys(self, event: Event) -> list[bytes]:
         keys = []
-        if self._shops and event.shop_id and event.action == "purchase":
+        if self._shops and event.shop_id:
             keys.append(_key(SHOP, event.shop_id))
+        if event.extra and announced(event):
+            return keys
         if self._items:
             if event.item_id:
                 keys.append(_key(ITEM, event.item_id))

@@ -19,10 +19,12 @@ from stream.engine.partition import State
 from stream.engine.quiet import wait_for_nobody_quiet
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
-from stream.errors import TopicError
+from stream.errors import ConfigurationError, TopicError
 from stream.group_detectors import GroupDetector
+from stream.group_erasure import ERASING_KEY, Erasures
 from stream.group_records import GroupRecords
 from stream.groups_stage import SOURCES_KEY, GroupsWork, Sources
+from stream.item_farms import ItemFarms
 from stream.label_notes import group_notes
 from stream.labels_app import label_outputs, noting
 from stream.local_rows import GROUPS_TABLE
@@ -35,7 +37,7 @@ from stream.user_scores import ScoresInUse, user_watch
 
 logger = structlog.get_logger("foreclick.groups")
 
-BATCH_LIMIT = 1024  # records of one micro-batch: clicks wait in the same event loop
+BATCH_LIMIT = 4096  # records of one micro-batch: several of one group are one fold and one row
 
 
 def detectors_of(
@@ -48,13 +50,21 @@ def detectors_of(
         scores: of users, by the model in use.
 
     Raises:
-        ConfigurationError: the file of rules is wrong.
+        ConfigurationError: the file of rules is wrong, or the settings silence a kind that there is not.
     """
     late_limit_ms = settings.late_limit_s * 1000
-    return [
+    found: list[GroupDetector] = [
         BrushedShops(OrderBrushing(topic, late_limit_ms=late_limit_ms)),
+        ItemFarms(topic, late_limit_ms=late_limit_ms),
         user_watch(settings, topic, scores),
     ]
+    kinds = {each.kind for each in found}
+    silenced = set(filter(None, settings.groups.silenced.split(",")))
+    if unknown := silenced - kinds:
+        raise ConfigurationError(
+            f"FORECLICK_GROUPS__SILENCED names {', '.join(sorted(unknown))}; kinds are {', '.join(sorted(kinds))}."
+        )
+    return [each for each in found if each.kind not in silenced]
 
 
 class Groups:
@@ -66,7 +76,7 @@ class Groups:
         in_use: the artefact of the model that scores now.
 
     Raises:
-        ConfigurationError: the file of rules is wrong.
+        ConfigurationError: see ``detectors_of``.
     """
 
     def __init__(
@@ -116,6 +126,7 @@ class Groups:
                 source=f"/{settings.app_id}/{source.name}",
                 fetch=store.get,
                 stored=store.items(),
+                erasures=Erasures((key for key, _ in store.reserved(ERASING_KEY)), store.page),
                 observe=self.metrics.committed,
             )
             notes = group_notes(told_kinds(settings))
@@ -199,10 +210,9 @@ def group_records(settings: Settings, partitions: int) -> GroupRecords | None:
     Args:
         partitions: of the topic of groups.
     """
-    groups = settings.groups
-    if not groups.enabled:
+    if not settings.groups.enabled:
         return None
-    return GroupRecords(settings.groups_topic, partitions, told_kinds(settings), groups.one_in)
+    return GroupRecords(settings.groups_topic, partitions, told_kinds(settings))
 
 
 def told_kinds(settings: Settings) -> list[str]:

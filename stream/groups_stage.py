@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,9 @@ from stream.alert_records import alert_message
 from stream.alerts import END_MS, Alert
 from stream.errors import BrokenInvariant, DamagedRow
 from stream.group_detectors import MAX_ROW_BYTES, GroupDetector, GroupEvent, Said, hold_back
-from stream.group_records import Watermark, group_of, read_record
+from stream.group_erasure import Erasures
+from stream.group_records import Erasure, Watermark, group_of, read_record
+from stream.group_sources import Sources
 from stream.silence import SortedIndex
 from stream.stage import Message, Rendered, Row
 
@@ -53,60 +55,6 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(_Kept).decode
 
 
-class Sources:
-    """How far every partition of the source has come, in event time.
-
-    Args:
-        count: of partitions.
-        raw: as the reserved row holds it; None at the very beginning.
-
-    Attributes:
-        quiet: partitions from which nothing more comes for now (stream/engine/quiet.py): nobody waits for them.
-        awakenings: how often one of them spoke again; then all are waited for, until it is known who is quiet still.
-    """
-
-    def __init__(self, count: int, raw: bytes | None = None) -> None:
-        held = struct.unpack(f"<{len(raw) // _TIME_BYTES}q", raw) if raw else ()
-        self._reached_ms = [*held, *[0] * (count - len(held))]
-        self.quiet: frozenset[int] = frozenset()
-        self.awakenings = 0
-
-    @property
-    def watermark_ms(self) -> int:
-        """What all have reached that are not quiet; what the furthest has reached when all are. It may fall."""
-        awake = [at for number, at in enumerate(self._reached_ms) if number not in self.quiet]
-        return min(awake) if awake else self.latest_ms
-
-    @property
-    def latest_ms(self) -> int:
-        """What the furthest partition has reached."""
-        return max(self._reached_ms)
-
-    @property
-    def silent(self) -> bool:
-        """Whether all are quiet."""
-        return len(self.quiet) == len(self._reached_ms)
-
-    def advance(self, partition: int, event_time_ms: int) -> bool:
-        """Take note of an event time; whether it is news."""
-        if partition >= len(self._reached_ms):
-            raise BrokenInvariant(
-                f"A record of groups names partition {partition} of a source that has {len(self._reached_ms)}."
-            )
-        if partition in self.quiet:
-            # Where one begins to speak after a pause, the others may be about to: a replay begins everywhere at once.
-            self.quiet = frozenset()
-            self.awakenings += 1
-        if event_time_ms <= self._reached_ms[partition]:
-            return False
-        self._reached_ms[partition] = event_time_ms
-        return True
-
-    def row(self) -> bytes:
-        """For the changelog."""
-        return struct.pack(f"<{len(self._reached_ms)}q", *self._reached_ms)
-
-
 class _Event(NamedTuple):
     group: bytes
     event: GroupEvent
@@ -116,7 +64,7 @@ class _Event(NamedTuple):
 class DecodedGroups:
     """The records of a micro-batch in their order; ``keys`` are of the rows that their folds need."""
 
-    records: list[_Event | Watermark]
+    records: list[_Event | Watermark | Erasure]
     keys: list[bytes]
     damaged: int
 
@@ -157,6 +105,7 @@ class GroupsWork:
         alerts_topic: where alerts go; ``topic_id`` and ``source`` name the input in their headers.
         fetch: rows of this partition's store.
         stored: its rows, for the index of what is due.
+        erasures: users whom tombstones have named.
         observe: told of each committed micro-batch, with the times of its receipt and its commit.
     """
 
@@ -172,6 +121,7 @@ class GroupsWork:
         source: str,
         fetch: Callable[[list[bytes]], list[bytes | None]],
         stored: Iterable[tuple[bytes, bytes]] = (),
+        erasures: Erasures | None = None,
         observe: Callable[[GroupCounts, float, float], None] = lambda *_: None,
     ) -> None:
         self.sources = sources
@@ -183,6 +133,7 @@ class GroupsWork:
         self._late_limit_ms, self._cool_down_ms = late_limit_ms, cool_down_ms
         self._alerts_topic, self._topic_id, self._source = alerts_topic, topic_id, source
         self._fetch = fetch
+        self._erasures = Erasures((), lambda *_: []) if erasures is None else erasures
         self._observe = observe
         self._due = SortedIndex(
             timer for key, raw in stored if key[-1:] == b"\0" and (timer := _timer(key, raw)) is not None
@@ -191,13 +142,13 @@ class GroupsWork:
     # ------------------------------------------------------------------ step 2
 
     def decode(self, records: Sequence[Any]) -> DecodedGroups:
-        read: list[_Event | Watermark] = []
+        read: list[_Event | Watermark | Erasure] = []
         keys: dict[bytes, None] = {}
         damaged = 0
         for record in records:
             try:
                 found = read_record(record.key, record.value or b"")
-                if isinstance(found, Watermark):
+                if not isinstance(found, GroupEvent):
                     read.append(found)
                     continue
                 keys.update(dict.fromkeys(key for key, _ in self._rows_of(record.key, found)))
@@ -219,7 +170,7 @@ class GroupsWork:
     # ------------------------------------------------------------------ steps 4 to 6
 
     async def score(self, decoded: DecodedGroups, rows: list[bytes | None], now_ms: int) -> Rendered:
-        """Fold what is not late, and what is due."""
+        """Fold what is not late, and what is due; look at some rows for users who are to be erased."""
         counts = GroupCounts(damaged=decoded.damaged)
         wanted, moved = self._sort_out(decoded, counts)
         raws = dict(zip(decoded.keys, rows, strict=True))
@@ -231,6 +182,9 @@ class GroupsWork:
         raws.update(zip(missing, self._fetch(missing), strict=True))
 
         written: list[Row] = [(SOURCES_KEY, self.sources.row())] if moved else []
+        named = (self._erasures.add(read.user) for read in decoded.records if isinstance(read, Erasure))
+        written += [row for row in named if row is not None]
+        self._erasures.begin()
         alerts: list[Message] = []
         folds = [
             *((key, events, watermark_ms) for key, events in wanted.items()),
@@ -241,6 +195,7 @@ class GroupsWork:
                 await asyncio.sleep(0)
             found = self._fold(key, raws[key], events, mark_ms, written, counts)
             alerts += [alert_message(alert, self._topic_id, self._source) for alert in found]
+        await self._erase(wanted.keys() | set(due), written)
         counts.rows = len(written)
         return Rendered({self._alerts_topic: alerts} if alerts else {}, written, watermark_ms, counts)
 
@@ -252,6 +207,8 @@ class GroupsWork:
         sources, moved = self.sources, False
         oldest_ms = sources.watermark_ms - self._late_limit_ms
         for read in decoded.records:
+            if isinstance(read, Erasure):
+                continue
             said = read if isinstance(read, Watermark) else read.event
             told_ms, partition = said.event_time_ms, said.partition
             if sources.advance(partition, told_ms):
@@ -300,15 +257,48 @@ class GroupsWork:
                 alerts.append(alert)
                 counts.approximate += alert.approximate
         due_ms = fold.due_ms
-        if said is not None and fold.row is None:
+        row, said = self._without_erased(group, detector, fold.row, said)
+        if said is not None and row is None:
             due_ms = min(said.event_time_ms + self._cool_down_ms, END_MS)
             if due_ms <= watermark_ms:
                 said = None
-        nothing = fold.row is None and said is None
+        nothing = row is None and said is None
         due_ms = 0 if nothing or due_ms is None else max(due_ms, watermark_ms + 1)
-        self._write(key, old, b"" if nothing else _pack(_Kept(fold.row, said)), due_ms, written)
+        self._write(key, old, b"" if nothing else _pack(_Kept(row, said)), due_ms, written)
         self._move_timer(key, raw, due_ms)
         return alerts
+
+    def _without_erased(
+        self, group: bytes, detector: GroupDetector, row: bytes | None, said: Said | None
+    ) -> tuple[bytes | None, Said | None]:
+        """What a row holds, without the users who are being erased; nothing of a group that is one of them."""
+        users = self._erasures.named_in(group, row or b"")
+        if not users:
+            return row, said
+        whose = group_of(group)
+        left = None if row is None else detector.erase(row, users)
+        gone = left is None and (row is not None or whose.id in users)
+        return left, None if gone else said
+
+    async def _erase(self, folded: Set[bytes], written: list[Row]) -> None:
+        """Look at the next rows of the store; those that were folded are clean already."""
+        for number, (key, raw) in enumerate(self._erasures.turn(), 1):
+            if number % (8 * TURN) == 0:
+                await asyncio.sleep(0)
+            if key[-1:] != b"\0" or key in folded:
+                continue
+            group, kind = parts_of(key)
+            detector, old = self._detectors.get(kind), self._pieces(key, raw)
+            packed = b"".join(old)
+            if detector is None or not self._erasures.named_in(group, packed):
+                continue
+            kept = _unpack(packed)
+            row, said = self._without_erased(group, detector, kept.row, kept.said)
+            nothing = row is None and said is None
+            due_ms = 0 if nothing else _header(raw)[2]
+            self._write(key, old, b"" if nothing else _pack(_Kept(row, said)), due_ms, written)
+            self._move_timer(key, raw, due_ms)
+        written += self._erasures.end()
 
     def _move_timer(self, key: bytes, raw: bytes | None, due_ms: int) -> None:
         old = None if raw is None else _timer(key, raw)
@@ -353,6 +343,8 @@ class GroupsWork:
 
     def has_due(self, now_ms: int) -> bool:
         """Whether a micro-batch without records would do anything."""
+        if self._erasures.pending:
+            return True
         horizon_ms = max(self.sources.watermark_ms, self._horizon_ms(now_ms))
         return bool(self._due_keys(horizon_ms, 1))
 

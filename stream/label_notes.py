@@ -23,7 +23,7 @@ from stream.engagements import announced
 from stream.errors import BrokenInvariant
 from stream.events import Event
 from stream.group_detectors import ITEM, SHOP, USER, GroupEvent
-from stream.group_records import Watermark, group_of
+from stream.group_records import Erasure, Watermark, group_of
 from stream.groups_stage import DecodedGroups
 from stream.label_join import drawn
 from stream.label_records import MAX_ID_BYTES, notes_of_alert, order_note, seen_note
@@ -151,7 +151,7 @@ def group_notes(told_kinds: Collection[str]) -> NotesOf:
     def notes_of(decoded: DecodedGroups, rows: Sequence[bytes | None]) -> list[Told]:  # noqa: ARG001
         notes: list[Told] = []
         for record in decoded.records:
-            if isinstance(record, Watermark) or record.event.action != _PURCHASE:
+            if isinstance(record, Watermark | Erasure) or record.event.action != _PURCHASE:
                 continue
             if _teller(record.event, told_kinds) == group_of(record.group).type:
                 notes += _order(record.event, record.event.partition, record.event.offset)

@@ -121,10 +121,13 @@ class ClicksRequest:
         """Records for the groups of the applied events (``stream.group_records``), by output."""
         if self.work.groups is None:
             return {}
-        events = [self.decoded.events[index] for index in applied.tolist()]
-        return self.work.groups.messages(
-            events, self.partition, offsets=self.decoded.offsets[applied], news=news, **of_each
+        decoded = self.decoded
+        events = [decoded.events[index] for index in applied.tolist()]
+        found = self.work.groups.messages(
+            events, self.partition, offsets=decoded.offsets[applied], news=news, **of_each
         )
+        self.work.groups.erase({*decoded.erased, *(decoded.keys[slot] for slot in decoded.ended)}, found)
+        return found
 
     def rendered(self, **parts: Any) -> Rendered:
         """``ClicksWork.rendered`` of this request."""

@@ -165,16 +165,16 @@ class Churn(_Group):
 class Groups(_Group):
     """The second stage: what several users have in common, and the detectors of coordination over it."""
 
-    enabled: bool = Field(False, description="true: clicks write group records, and a second stage runs")
+    enabled: bool = Field(True, description="clicks write group records, and a second stage reads them")
     kinds: str = Field("shop,item,device,user", description="types of groups, comma separated")
     partitions: int = Field(
         2, ge=1, le=1024, description="each takes part in most transactions of clicks: few cost less"
     )
-    one_in: int = Field(
-        16, ge=0, description="of engagements that are no cart, no purchase and begin no session; 0: none"
+    silenced: str = Field(
+        "", description="kinds of alerts that are not looked for, comma separated: order_brushing, click_farm"
     )
     wait_ms: float = Field(
-        200.0, ge=0, description="a fuller transaction; nobody waits for milliseconds here"
+        1000.0, ge=0, description="a transaction costs the broker the same whatever is in it; alerts may wait"
     )
     quiet_s: float = Field(
         10.0, ge=1, description="a source partition without news for so long is not waited for"

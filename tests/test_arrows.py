@@ -44,6 +44,7 @@ PURE = [
     Path("stream/item_farms.py"),
     Path("stream/fraud_alerts.py"),
     Path("stream/group_detectors.py"),
+    Path("stream/group_sources.py"),
     Path("stream/brushed_shops.py"),
     Path("stream/user_news.py"),
     Path("stream/user_row.py"),

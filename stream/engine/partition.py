@@ -36,6 +36,8 @@ from stream.stage import Chunk, Clock, Probe, SourceMark, Stage, TransactionLog,
 
 logger = structlog.get_logger("foreclick.partition")
 
+LOOK_S = 0.05  # while a fuller micro-batch is waited for: it may be full, or the partition be closed
+
 
 class PartitionLog(TransactionLog, Changelog, Protocol):
     """Everything that one partition asks of the broker."""
@@ -327,7 +329,7 @@ class Partition:
             # hundreds, so a fuller one is worth a few milliseconds; a queue that is long already waits no longer.
             wait_s = self._queue[0][1] + self._wait_s - time.monotonic()
             if wait_s > 0 and self.queued < self._batch_limit:
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(min(wait_s, LOOK_S))
                 continue
             if self._gate is not None and not turned and self.queued < self._batch_limit:
                 await self._gate.turn()

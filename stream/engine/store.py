@@ -17,6 +17,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -248,6 +249,10 @@ class Store:
             if not key.startswith(prefix):
                 return
             yield key, value
+
+    def page(self, first: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """Entries from a key on, in order of keys."""
+        return list(islice(self._entries(first), most))
 
     def _entries(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
         for entries in self._seek(first):

@@ -140,7 +140,7 @@ def test_a_signal_ends_the_worker_cleanly(settings: Settings, start: Start, stop
     worker.process.send_signal(stop)
     code, out, lines = worker.ended()
     assert (code, out) == (0, "")
-    assert {line["level"] for line in lines} == {"info"}
+    assert [line for line in lines if line["level"] != "info"] == []
     assert lines[-1]["event"] == "partitions released"
 
 

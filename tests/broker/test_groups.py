@@ -20,6 +20,8 @@ from stream.audit import read_topic
 from stream.broker.server_settings import free_port
 from stream.demo import Worker
 from stream.events import Event
+from stream.group_detectors import Group, GroupEvent, hold_back
+from stream.item_farms import ItemFarms
 from stream.order_brushing import OrderBrushing, ShopLog
 from stream.outputs import load_schema
 from stream.settings import Settings
@@ -40,16 +42,31 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    with_groups = settings.groups.model_copy(update={"enabled": True, "quiet_s": 4.0})
+    with_groups = settings.groups.model_copy(update={"kinds": "shop,item", "quiet_s": 4.0})
     settings = settings.model_copy(update={"groups": with_groups})
     create(settings)
     return settings
 
 
 def orders(seed: int, count: int = 3000) -> list[dict[str, Any]]:
-    """Orders of two days in eight shops, three brushed now and then; some come up to 20 min late, some twice."""
+    """Orders of two days in eight shops, three brushed now and then; some come up to 20 min late, some twice.
+
+    Eight accounts order one item four times, in shops of their own; the others' items are rarely ordered twice.
+    """
     rng = random.Random(seed)
     found = []
+    for number in range(32):
+        at_ms = START_MS + number * 3_600_000
+        farmed = {
+            "user_id": f"farmer-{number % 8}",
+            "event_id": f"f{number}",
+            "event_time_ms": at_ms,
+            "action": "purchase",
+            "shop_id": f"farm-{number}",
+            "order_id": f"farm-{number}",
+            "item_id": "farmed",
+        }
+        found.append((at_ms, farmed))
     for number in range(count):
         shop = rng.randrange(8)
         at_ms = START_MS + int(2 * DAY_MS * number / count)
@@ -62,6 +79,7 @@ def orders(seed: int, count: int = 3000) -> list[dict[str, Any]]:
             "action": "purchase",
             "shop_id": f"s{shop}",
             "order_id": f"o{number}",
+            "item_id": f"i{number % 500}",
         }
         found.append((at_ms + rng.randrange(1_200_000), order))
         if rng.random() < 0.05:
@@ -73,15 +91,36 @@ def by_the_rule(log: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The alerts of the offline rule, by id, positions left out."""
     rule = OrderBrushing("clicks")
     events = [Event(**order) for order in log]
-    return without_positions(
-        [json.loads(alert.as_json()) for alert in ShopLog(rule).alerts(enumerate(events))]
+    found = [json.loads(alert.as_json()) for alert in ShopLog(rule).alerts(enumerate(events))]
+    return without_positions([*found, *by_the_farm(log)])
+
+
+def by_the_farm(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The alerts about the farmed item: of one fold over its orders, those that say something new."""
+    orders = sorted(
+        (order for order in log if order["item_id"] == "farmed"), key=lambda order: order["event_time_ms"]
     )
+    events = [
+        GroupEvent(
+            order["event_time_ms"], order["user_id"], "purchase", 0, number, order_id=order["order_id"]
+        )
+        for number, order in enumerate(orders)
+    ]
+    said, sent = None, []
+    for found in ItemFarms("").fold(Group("item", "farmed"), None, events, START_MS + 3 * DAY_MS).alerts:
+        said, alert = hold_back(said, found, 7 * DAY_MS)
+        sent += [] if alert is None else [json.loads(alert.as_json())]
+    assert sent
+    return sent
 
 
 def without_positions(alerts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for alert in alerts:
         for each in alert["evidence"]:
             del each["source"]
+        if alert["kind"] == "click_farm":  # its ids name positions
+            alert["id"] = f"farm at {alert['event_time_ms']}"
+            alert["supersedes"] = alert["supersedes"] is not None
     found = {alert["id"]: alert for alert in alerts}
     assert len(found) == len(alerts), "an alert stands twice in the topic"
     return found
@@ -124,11 +163,22 @@ def steadily(settings: Settings, records: list[tuple[bytes, bytes]]) -> Iterator
             sending.result()
 
 
+def forgotten(settings: Settings, user: bytes) -> bool:
+    """Whether the newest rows of groups hold nothing of a user."""
+    rows: dict[bytes, bytes | None] = {}
+    for message in read_topic(settings.kafka.librdkafka(), settings.groups_changelog_topic):
+        rows[message.key()] = message.value()
+    return not any(row is not None and (user in key or user in row) for key, row in rows.items())
+
+
 @pytest.mark.broker
-def test_each_shop_is_said_once_through_a_kill_a_rebalance_and_an_empty_disk(
+def test_each_shop_and_item_is_said_once_through_a_kill_a_rebalance_and_an_empty_disk(
     settings: Settings, start: Make, tmp_path: Path
 ) -> None:
-    """Late and repeated orders, a kill -9 and a second machine: the alerts are those of the offline rule, once each."""
+    """Late and repeated orders, a kill -9 and a second machine: the alerts are those of the offline core, once each.
+
+    Then a tombstone: what a user did is in no row of groups any more.
+    """
     log = orders(1)
     expected = by_the_rule(log)
     assert len(expected) > 5
@@ -156,6 +206,14 @@ def test_each_shop_is_said_once_through_a_kill_a_rebalance_and_an_empty_disk(
     assert counters["foreclick_groups_position_mismatch_total"] == 0
     assert second.stats()["groups"]["open"] == settings.groups.partitions
     assert second.get("/readyz")[0] == 200
+    assert not forgotten(settings, b"farmer-3")
+    send(settings, [(b"farmer-3", None)])
+    deadline = time.monotonic() + 60
+    while not forgotten(settings, b"farmer-3"):
+        second.check()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert not forgotten(settings, b"farmer-4")
 
 
 @pytest.mark.broker

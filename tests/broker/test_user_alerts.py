@@ -33,7 +33,7 @@ def model() -> Path:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    with_groups = settings.groups.model_copy(update={"enabled": True, "kinds": "user"})
+    with_groups = settings.groups.model_copy(update={"kinds": "user"})
     settings = settings.model_copy(update={"groups": with_groups})
     create(settings)
     return settings

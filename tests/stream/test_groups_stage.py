@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
@@ -22,11 +22,15 @@ from stream.engine.unfinished import source_offset
 from stream.errors import BrokenInvariant
 from stream.events import Event, Line
 from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupDetector, GroupEvent
+from stream.group_erasure import ERASING_KEY, MOST_USERS, Erasures
 from stream.group_records import GroupRecords, Watermark, read_record
 from stream.groups_stage import MOST_DUE, SETTLE_MS, SOURCES_KEY, GroupsWork, Sources
+from stream.item_farms import ItemFarms
 from stream.order_brushing import OrderBrushing, ShopLog
 from stream.outputs import load_schema
 from stream.stage import Message, Rendered
+from stream.user_news import UserEvent
+from stream.user_watch import UserWatch
 
 HOUR_MS = 3_600_000
 START_MS = 1_577_836_800_000
@@ -59,7 +63,7 @@ def records_of(events: Sequence[Event], sources: int, kinds: tuple[str, ...] = (
     told: list[list[Any]] = []
     for partition in range(sources):
         mine = [event for event in events if crc32(event.user_id.encode()) % sources == partition]
-        render = GroupRecords("groups", 1, kinds, 0)
+        render = GroupRecords("groups", 1, kinds)
         lines = []
         for offset, event in enumerate(mine):
             one = np.ones(1, np.int64)
@@ -90,7 +94,11 @@ class Stored:
             source="/app/clicks",
             fetch=lambda keys: [self.rows.get(key) for key in keys],
             stored=[(key, row) for key, row in self.rows.items() if key[0]],
+            erasures=Erasures([key for key in self.rows if key.startswith(ERASING_KEY)], self.page),
         )
+
+    def page(self, first: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        return sorted(pair for pair in self.rows.items() if pair[0] >= first)[:most]
 
     def take(self, records: Sequence[Any], now_ms: int = 0) -> Rendered:
         decoded = self.work.decode(records)
@@ -223,6 +231,9 @@ class Hoard:
     bucket_ms = HOUR_MS
     max_row_bytes = 100_000
 
+    def erase(self, row: bytes, users: Collection[str]) -> bytes:
+        return b" ".join(each for each in row.split() if each.decode() not in users)
+
     def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
         users = [*(row or b"").split(), *(event.user_id.encode() for event in events)]
         alerts = []
@@ -252,7 +263,7 @@ def test_a_row_is_kept_in_pieces_and_a_bucket_is_forgotten() -> None:
     """60 kB in pieces of at most 16 KiB, only changed ones written again; then all of them are erased."""
     stored = Stored(1, [Hoard()], cool_down_ms=0)
     events = [
-        Event(user_id=f"user-{n:06}-" + "x" * 600, event_time_ms=START_MS + n, action="cart", item_id="i")
+        Event(user_id=f"user-{n:06}-" + "x" * 600, event_time_ms=START_MS + n, action="purchase", item_id="i")
         for n in range(100)
     ]
     (records,) = records_of(events, 1, ("item",))
@@ -273,7 +284,7 @@ def test_one_alert_a_subject_in_a_cool_down_also_across_restarts() -> None:
     """Nine findings on one item, one alert, eight held back: said again when the cool-down has passed."""
     stored = Stored(1, [Hoard()], cool_down_ms=95)
     events = [
-        Event(user_id=f"u{n}", event_time_ms=START_MS + n, action="cart", item_id="i") for n in range(120)
+        Event(user_id=f"u{n}", event_time_ms=START_MS + n, action="purchase", item_id="i") for n in range(120)
     ]
     (records,) = records_of(events, 1, ("item",))
     for record in records:
@@ -303,23 +314,15 @@ def test_many_due_rows_are_taken_in_portions() -> None:
 
 
 def test_records_name_the_groups_of_an_event_once() -> None:
-    """Orders to their shop, engagements to items and devices, other events by their offset; long ids by a hash."""
-    render = GroupRecords("groups", 3, ("shop", "item", "device"), 4)
-    n = 400
-    events = [
-        Event(user_id="u", event_time_ms=START_MS, action="view", item_id="i", ip="10.0.0.1")
-        for _ in range(n)
-    ]
-    later = np.full(n, 5)
-    messages = render.messages(events, 2, np.arange(n), later, later)
-    keys = Counter(key for lines in messages.values() for key, _, _ in lines)
-    assert keys[None] == 3, "each partition is told the watermark"
-    assert 0.15 < keys[b"item:i"] / n < 0.35
-    assert keys[b"item:i"] == keys[b"device:10.0.0.1"]
-    for output, lines in messages.items():
-        for key, value, _ in lines:
-            assert key is None or output == f"groups/{crc32(key) % 3}"
-            assert read_record(key, value or b"") is not None
+    """Orders to shop, items and device, nothing else and nothing of a crawler's; long ids by a hash."""
+    render = GroupRecords("groups", 3, ("shop", "item", "device"))
+    one = np.ones(1, np.int64)
+    for other in ({"action": "view"}, {"action": "purchase", "extra": {"crawler": 1.0}}):
+        event = Event(
+            **{"user_id": "u", "event_time_ms": START_MS, "item_id": "i", "ip": "10.0.0.1", **other}
+        )
+        messages = render.messages([event], 2, one, one, one)
+        assert {key for lines in messages.values() for key, _, _ in lines} <= {None}
     order = Event(
         user_id="u",
         event_time_ms=START_MS,
@@ -330,8 +333,81 @@ def test_records_name_the_groups_of_an_event_once() -> None:
         ip="10.0.0.1",
         lines=[Line(item_id="j"), Line(item_id="i")],
     )
-    messages = render.messages([order], 2, np.array([1]), np.array([5]), np.array([5]))
+    messages = render.messages([order], 2, one, one, one)
+    for output, lines in messages.items():
+        for key, value, _ in lines:
+            assert output == f"groups/{crc32(key or b'') % 3}"
+            assert isinstance(read_record(key, value or b""), GroupEvent)
     keys = Counter(key for lines in messages.values() for key, _, _ in lines)
     assert {len(key) for key in keys if key.startswith(b"shop:")} == {37}
     assert {key for key in keys if not key.startswith(b"shop:")} == {b"item:i", b"item:j", b"device:d"}
     assert set(keys.values()) == {1}
+
+
+def erasures(*users: str) -> list[Any]:
+    found: dict[str, list[Message]] = {}
+    GroupRecords("groups", 1, ()).erase([user.encode() for user in users], found)
+    return [SimpleNamespace(key=key, value=value) for key, value, _ in found.get("groups/0", [])]
+
+
+def test_an_erased_user_leaves_every_row_in_turns_also_across_restarts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tombstone empties shops, items and rows in pieces of one user, three rows a micro-batch; others stay."""
+    monkeypatch.setattr("stream.group_erasure.MOST_ROWS", 3)
+    stored = Stored(1, [BrushedShops(RULE), ItemFarms("clicks"), Hoard()])
+    (records,) = records_of(orders_of(5), 1, ("shop", "item"))
+    stored.take(records)
+    gone, kept = b"u0-1", b"u0-2"
+
+    def named(user: bytes) -> int:
+        return sum(user in row for row in stored.rows.values())
+
+    assert min(named(gone), named(kept)) >= 2
+    assert not stored.work.has_due(0)
+    before = named(kept)
+    stored.take(erasures(gone.decode()))
+    turns = 1
+    while stored.work.has_due(0):
+        if turns == 2:
+            stored.open()  # the pass begins anew
+        stored.take([])
+        turns += 1
+        assert turns < 20
+    assert turns > 3
+    assert (named(gone), named(kept)) == (0, before)
+    assert not any(key.startswith(ERASING_KEY) for key in stored.rows)
+
+
+def test_a_row_that_is_folded_while_users_are_erased_holds_none_of_them() -> None:
+    """The store's row is stale in that micro-batch; and more users than a pass takes are erased in the next."""
+    stored = Stored(1, [ItemFarms("clicks")])
+    log = [
+        Event(user_id=f"user-{n}", event_time_ms=START_MS, action="purchase", item_id="i") for n in range(100)
+    ]
+    first, second = records_of(log[:99], 1, ("item",))[0], records_of(log[99:], 1, ("item",))[0]
+    stored.take(first)
+    stored.take([*erasures(*(f"user-{n}" for n in range(99))), *second])
+    left = [n for n in range(99) if any(f"user-{n}".encode() in row for row in stored.rows.values())]
+    assert len(left) >= 99 - MOST_USERS
+    stored.take([])
+    assert [key for key in stored.rows if key != SOURCES_KEY] == [
+        key for key, row in stored.rows.items() if b"user-99" in row
+    ]
+    assert not any(b"user-98" in row for row in stored.rows.values())
+
+
+def test_nothing_stays_of_a_group_that_is_an_erased_user() -> None:
+    """Row, verdict and timer of that user go; those of one whose id begins with the same letters stay."""
+    stored = Stored(1, [UserWatch("clicks", {"orders_per_hour": 3})])
+    records = []
+    for user in ("u1", "u17"):
+        for number in range(5):
+            event = UserEvent(START_MS, user, "purchase", 0, number, order_id=f"o{number}", life_events=9)
+            records.append(SimpleNamespace(key=f"user:{user}".encode(), value=msgspec.msgpack.encode(event)))
+    stored.take(records)
+    assert {alert["subject"] for alert in stored.alerts} == {"u1", "u17"}
+    stored.take(erasures("u1"))
+    keys = [key for key in stored.rows if key != SOURCES_KEY]
+    assert [key.split(b"\0")[0] for key in keys] == [b"user:u17"]
+    assert not any(b"/u1/" in row for row in stored.rows.values())

@@ -351,6 +351,27 @@ class Reminders(CountingWork):
         return Rendered({"out": outputs}, rendered.rows, self.watermark_ms)
 
 
+def test_a_partition_that_waits_for_a_fuller_micro_batch_closes_without_waiting() -> None:
+    """A stage that commits once a second, or once an hour, does not hold a rebalance up for as long."""
+    broker = SimulatedBroker()
+    broker.produce(b"a", b"1")
+
+    async def close_while_it_waits() -> Worker:
+        worker = Worker(broker, SimulatedStore())
+        worker.partition._wait_s = 3600.0
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert worker.partition.state is State.VERIFIED
+        worker.poll(1)
+        await asyncio.sleep(0.01)
+        assert worker.partition.queued == 1
+        await asyncio.wait_for(worker.partition.close(1.0), 2.0)
+        return worker
+
+    assert asyncio.run(close_while_it_waits()).ended is None
+    assert broker.committed is None, "the next owner reads it again"
+
+
 def test_timers_fall_due_without_a_record() -> None:
     """Time makes a transaction of its own: the position stays, the watermark is in it, nothing is said twice."""
     broker = SimulatedBroker()

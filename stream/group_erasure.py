@@ -1,0 +1,77 @@
+"""Users who are to leave the rows of groups: a tombstone names a user, and no index says in which rows he is.
+
+Each partition of groups is told every tombstone. It goes through all of its rows in turns, some in each micro-batch,
+for some users at once, and remembers in reserved rows for whom it has not come to the end yet. A pass that a restart
+cuts off begins anew. Rows that are folded meanwhile are looked at as they are written, so at the end of a pass none
+holds any of its users by what they did before; what somebody does after the own tombstone may leave with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Final
+
+from stream.stage import Row
+
+__all__ = ["ERASING_KEY", "Erasures", "Page"]
+
+#: Reserved row of a user who is still to be erased: this prefix and the id.
+ERASING_KEY: Final = b"\0e"
+MOST_USERS: Final = 64  # in one pass
+MOST_ROWS: Final = 2048  # in one micro-batch
+
+Page = Callable[[bytes, int], list[tuple[bytes, bytes]]]
+
+
+class Erasures:
+    """The users whom one partition of groups forgets, and how far it has come.
+
+    Args:
+        waiting: keys of the reserved rows, as the store remembers them.
+        page: rows from a key on, at most so many, in order of keys.
+    """
+
+    def __init__(self, waiting: Iterable[bytes], page: Page) -> None:
+        self._waiting = {key[len(ERASING_KEY) :]: None for key in waiting}
+        self._page = page
+        self._users: list[bytes] = []
+        self._next = b"\1"
+
+    @property
+    def pending(self) -> bool:
+        """Whether anybody is left to be erased."""
+        return bool(self._waiting)
+
+    def add(self, user: bytes) -> Row | None:
+        """Take note of a tombstone; the row to remember it by, None when it is known."""
+        if user in self._waiting:
+            return None
+        self._waiting[user] = None
+        return ERASING_KEY + user, b"1"
+
+    def begin(self) -> None:
+        """Begin a pass, if none is under way."""
+        if not self._users and self._waiting:
+            self._users, self._next = list(islice(self._waiting, MOST_USERS)), b"\1"
+
+    def named_in(self, *parts: bytes) -> set[str]:
+        """Those of this pass whose ids the bytes of a group's key or row hold; some may be parts of other words."""
+        return {user.decode() for user in self._users if any(user in part for part in parts)}
+
+    def turn(self) -> list[tuple[bytes, bytes]]:
+        """The next rows of the store to look at."""
+        if not self._users:
+            return []
+        rows = self._page(self._next, MOST_ROWS)
+        self._next = rows[-1][0] + b"\0" if len(rows) == MOST_ROWS else b""
+        return rows
+
+    def end(self) -> list[Row]:
+        """When all rows were looked at: what removes the users of this pass from those who wait."""
+        if not self._users or self._next:
+            return []
+        done, self._users = self._users, []
+        for user in done:
+            del self._waiting[user]
+        return [(ERASING_KEY + user, None) for user in done]

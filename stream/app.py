@@ -277,6 +277,7 @@ def topic_set(settings: Settings) -> tuple[TopicSet, int]:
         settings.predictions_topic,
         settings.dead_letters_topic,
         *([settings.alerts_churn_topic] if settings.churn.alerts else []),
+        *([settings.user_vectors_topic] if settings.user_vectors == "topic" else []),
     ]
     groups = [settings.groups_topic] if settings.groups.enabled else []
     found = {name: describe(client, name) for name in [*names, settings.control_topic, *groups]}

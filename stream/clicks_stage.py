@@ -20,6 +20,7 @@ from stream.settings import Settings
 from stream.silence import PartitionTimers
 from stream.stage import Rendered
 from stream.user_news import UserLevels
+from stream.user_vectors import UserVectors
 
 
 def clicks_rounds(
@@ -55,7 +56,15 @@ def clicks_rounds(
                 threshold=1 - stays_away,
                 odds=artefact.return_odds,
             )
-        return ClicksModel(served, layout, np.uint64(artefact.fingerprint), renderer, alerts)
+        vectors = None
+        if settings.user_vectors == "topic":
+            vectors = UserVectors(
+                artefact.name,
+                artefact.version,
+                topic_id=readable_id(topic_id),
+                source=f"/{settings.app_id}/{topic}",
+            )
+        return ClicksModel(served, layout, np.uint64(artefact.fingerprint), renderer, alerts, vectors)
 
     return ClicksRounds(
         in_use=in_use,
@@ -66,7 +75,8 @@ def clicks_rounds(
         predictions_topic=settings.predictions_topic,
         alerts_topic=settings.alerts_churn_topic,
         every=settings.predictions == "every",
-        user_vectors=settings.user_vectors,
+        user_vectors=settings.user_vectors == "predictions",
+        vectors_topic=settings.user_vectors_topic,
         levels=UserLevels(round(settings.fraud.tempo_s * 1000), settings.fraud.anomaly),
     )
 
@@ -104,6 +114,7 @@ def clicks_work(
         adapt=adapt,
         observe=observe or _tell_nobody,
         groups=groups,
+        vectors_topic=settings.user_vectors_topic if settings.user_vectors == "topic" else None,
     )
 
 

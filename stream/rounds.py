@@ -26,6 +26,7 @@ from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold
 from stream.silence_fold import Found, Part, fold_silences
 from stream.stage import Message, Rendered, Row
 from stream.user_news import UserLevels, UserNews
+from stream.user_vectors import UserVectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class ClicksModel:
 
     Attributes:
         alerts: None where churn is not looked for.
+        vectors: None where vectors have no topic of their own.
     """
 
     served: ServedModel
@@ -41,6 +43,7 @@ class ClicksModel:
     fingerprint: np.uint64
     renderer: PredictionRenderer
     alerts: ChurnAlertRenderer | None
+    vectors: UserVectors | None = None
 
     @property
     def actions(self) -> ActionVocabulary:
@@ -117,6 +120,7 @@ class ClicksRounds:
         in_use: the model that the next round is scored with.
         of_model: what the clicks stage makes of a model.
         topic_id: 16 bytes, of the source.
+        user_vectors: whether predictions hold them.
         every: a prediction an event, or only one for the last of each user in a micro-batch.
         levels: what is told of users where the second stage wants to hear of them.
     """
@@ -133,6 +137,7 @@ class ClicksRounds:
         alerts_topic: str,
         every: bool,
         user_vectors: bool,
+        vectors_topic: str,
         levels: UserLevels,
     ):
         self._in_use, self._of_model = in_use, of_model
@@ -140,6 +145,7 @@ class ClicksRounds:
         self._epoch = topic_id[:8]
         self._rules, self._codes = rules, codes
         self._predictions_topic, self._alerts_topic = predictions_topic, alerts_topic
+        self._vectors_topic = vectors_topic
         self._every, self._user_vectors, self._levels = every, user_vectors, levels
         # Of all partitions: a code keeps the name under which it was first met.
         self._names: dict[int, str] = {}
@@ -264,6 +270,8 @@ class ClicksRounds:
         )
         chosen = np.arange(len(applied)) if self._every else last_of_each(columns["row"])
         predictions = self._predict(folded, scores, chosen)
+        lasts = last_of_each(columns["row"]) if folded.model.vectors else np.zeros(0, np.int64)
+        vectors = self._vectors(folded, scores, lasts)
 
         row_starts = np.append(0, folded.row_ends[:-1])
         event_starts = np.append(0, folded.event_ends[:-1])
@@ -271,6 +279,7 @@ class ClicksRounds:
         bounds = np.append(event_starts, folded.event_ends[-1])
         applied_at = np.searchsorted(applied, bounds)
         predicted_at = np.searchsorted(chosen, applied_at).tolist()
+        vector_at = np.searchsorted(lasts, applied_at).tolist()
         slots = (touched - np.repeat(row_starts, np.diff(packed_at))).tolist()
         times_ms = columns["event_time_ms"]
         news = self._news(folded, scores)
@@ -293,6 +302,7 @@ class ClicksRounds:
                     predictions={
                         self._predictions_topic: predictions[predicted_at[number] : predicted_at[number + 1]]
                     },
+                    vectors=vectors[vector_at[number] : vector_at[number + 1]],
                     alerts={self._alerts_topic: [message for _, message in alerts[number]]},
                     alert_counts=Counter(kind for kind, _ in alerts[number]),
                     groups=groups,
@@ -351,6 +361,21 @@ class ClicksRounds:
             list(zip([one.kind for one in some], renderer.messages(some, request.partition), strict=True))
             for some, request in zip(said, folded.requests, strict=True)
         ], missed
+
+    def _vectors(self, folded: FoldedRound, scores: Any, lasts: np.ndarray) -> Sequence[Message]:
+        """The vector of each user after the last of the applied events, in the order of these."""
+        if folded.model.vectors is None or not len(lasts):
+            return []
+        indices = folded.folded.applied[lasts]
+        events = list(chain.from_iterable(request.decoded.events for request in folded.requests))
+        counts = np.diff(folded.event_ends, prepend=0)
+        return folded.model.vectors.messages(
+            [events[index].user_id for index in indices.tolist()],
+            folded.folded.columns["event_time_ms"][lasts],
+            np.repeat([request.partition for request in folded.requests], counts)[indices],
+            np.concatenate([request.decoded.offsets for request in folded.requests])[indices],
+            scores.user_vector[lasts],
+        )
 
     def _predict(self, folded: FoldedRound, scores: Any, chosen: np.ndarray) -> list[Message]:
         """A message for each chosen one of the applied events."""

@@ -142,6 +142,7 @@ class ClicksWork:
         timers: of its users' silences; None where churn is not looked for.
         score: hands a request in and waits until it is folded, scored and rendered.
         groups: renders what the second stage is told; None where there is none.
+        vectors_topic: where users' vectors go, and from where those of erased users are; None without.
         observe: told of each committed micro-batch, with the times of its receipt and its commit, Unix seconds.
     """
 
@@ -159,6 +160,7 @@ class ClicksWork:
         adapt: Adapt | None,
         observe: Callable[[Counts, float, float], None],
         groups: GroupRecords | None = None,
+        vectors_topic: str | None = None,
     ):
         self.partition = partition
         self.groups = groups
@@ -166,7 +168,7 @@ class ClicksWork:
         self.names = names
         self.timers = timers
         self._topic = topic
-        self._dead_letters_topic = dead_letters_topic
+        self._dead_letters_topic, self._vectors_topic = dead_letters_topic, vectors_topic
         self._rules = rules
         self._score = score
         self._adapt = adapt
@@ -278,6 +280,7 @@ class ClicksWork:
         rows: Iterable[tuple[int, bytes]],
         names: list[Row],
         predictions: dict[str, list[Message]],
+        vectors: Sequence[Message],
         alerts: dict[str, list[Message]],
         alert_counts: dict[str, int],
         groups: dict[str, list[Message]],
@@ -292,6 +295,7 @@ class ClicksWork:
             rows: slot and new row of each life that got events, in the order of slots.
             names: rows to remember names by.
             predictions, alerts: messages by topic.
+            vectors: of users.
             alert_counts: alerts by kind.
             groups: records for the second stage, by output.
             outcome, late_applied: of each event, see ``stream.sessions.Folded``.
@@ -304,6 +308,11 @@ class ClicksWork:
         for key in decoded.erased:
             kept[key] = None
         messages = {topic: items for topic, items in {**predictions, **alerts, **groups}.items() if items}
+        if self._vectors_topic is not None:
+            # A user who is erased and comes back within a micro-batch has the new life's vector, as the row.
+            gone: list[Message] = [(key, None, []) for key in sorted(decoded.erased)]
+            if vectors or gone:
+                messages[self._vectors_topic] = [*vectors, *gone]
         dead = self._dead_letters(decoded, outcome)
         if dead:
             messages[self._dead_letters_topic] = [letter for _, letter in dead]

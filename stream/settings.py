@@ -142,6 +142,7 @@ class Topics(_Group):
     alerts_fraud: str = "alerts.fraud"
     alerts_churn: str = "alerts.churn"
     alerts_audit: str = "alerts.audit"
+    user_vectors: str = "user_vectors"
     labels: str = "labels"
     partitions: int = Field(8, ge=1, le=1024, description="of topics that `topics create` makes")
     replication_factor: int = Field(1, ge=1, description="3 in production; doctor says so")
@@ -287,7 +288,9 @@ class Settings(BaseSettings):
     predictions: Literal["every", "last"] = Field(
         "every", description="one an event, or the last of a user in a batch"
     )
-    user_vectors: bool = Field(False, description="fill user_vector in each prediction")
+    user_vectors: Literal["off", "predictions", "topic"] = Field(
+        "off", description="in each prediction, or a user's newest one on a compacted topic"
+    )
 
     session_gap_s: int = Field(1800, ge=1, description="silence that ends a session")
     late_limit_s: int = Field(
@@ -340,6 +343,10 @@ class Settings(BaseSettings):
     @property
     def alerts_churn_topic(self) -> str:
         return self.topics.prefix + self.topics.alerts_churn
+
+    @property
+    def user_vectors_topic(self) -> str:
+        return self.topics.prefix + self.topics.user_vectors
 
     @property
     def alerts_audit_topic(self) -> str:

@@ -76,6 +76,14 @@ def topic_specs(
             if settings.groups.enabled
             else []
         ),
+        *(
+            [
+                # Whoever was erased is gone from the disk within a day, as from the changelog.
+                TopicSpec(settings.user_vectors_topic, partitions, {**safe, **changelog}, copies)
+            ]
+            if settings.user_vectors == "topic"
+            else []
+        ),
         TopicSpec(settings.control_topic, 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(positions_topic(settings), 1, {**safe, "cleanup.policy": "compact"}, copies),
         TopicSpec(settings.labels_topic, labels, safe, copies),

@@ -71,6 +71,7 @@ class ProductWorker(Worker):
             "FORECLICK_LOG_FORMAT": "json",
             "FORECLICK_MODEL": str(root / MODELS[0]),
             "FORECLICK_GROUPS__ENABLED": "true",
+            "FORECLICK_USER_VECTORS": "topic",
         }
 
 
@@ -158,6 +159,7 @@ class Product:
             app_id=round_.app_id,
             model=self._root / MODELS[0],
             groups__enabled=True,
+            user_vectors="topic",
         )
         self.swapped = 0
 
@@ -196,6 +198,7 @@ class Product:
                     else:
                         rows.pop(key, None)
         self._compare_told(expected, groups, verdict)
+        self._compare_vectors(expected.pop(self.settings.user_vectors_topic, {}), verdict)
         for topic in {self.settings.predictions_topic, self.settings.dead_letters_topic, *expected}:
             written: dict[int, list[Any]] = {}
             for message in read_topic(client, topic):
@@ -226,6 +229,20 @@ class Product:
                 keyed = [m for m in by_source.get(partition, []) if m[0] and not m[0].startswith(RESERVED)]
                 wanted = [m for m in keyed if self._sure(m[0])]
                 self._compare(topic, partition, wanted, told.get((number, partition), []), verdict)
+
+    def _compare_vectors(self, expected: dict[int, list[Any]], verdict: Verdict) -> None:
+        """What compaction leaves of users' vectors; those in between depend on how micro-batches were cut."""
+        topic = self.settings.user_vectors_topic
+        newest: dict[int, dict[bytes, Any]] = {number: {} for number in range(self.round.partitions)}
+        for message in read_topic(self.settings.kafka.librdkafka(), topic):
+            newest[message.partition()][message.key()] = message.value()
+        for partition, last in newest.items():
+            wanted = {key: value for key, value, _ in expected.get(partition, [])}
+            both = [sorted(wanted.items()), sorted(last.items())]
+            if self.swapped:  # which model made a vector is not known: only whose are there
+                both = [[(key, value is None) for key, value in pairs] for pairs in both]
+            before, after = ([(*pair, []) for pair in pairs] for pairs in both)
+            self._compare(topic, partition, before, after, verdict)
 
     def _sure(self, key: bytes) -> bool:
         """Whether no model has a say in a record of this key, or only one was in use."""

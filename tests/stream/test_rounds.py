@@ -102,10 +102,10 @@ class Shop:
         return rendered
 
 
-@pytest.mark.parametrize("predictions", ["every", "last"])
-def test_partitions_together_write_what_each_writes_alone(models, predictions):
+@pytest.mark.parametrize(("predictions", "vectors"), [("every", "predictions"), ("last", "topic")])
+def test_partitions_together_write_what_each_writes_alone(models, predictions, vectors):
     """Rows, messages and counts, byte for byte; with an exchange of models, and a partition without events."""
-    settings = load_settings({}, predictions=predictions, user_vectors=True)
+    settings = load_settings({}, predictions=predictions, user_vectors=vectors)
     together, alone = Shop(settings, True, 3), Shop(settings, False, 3)
     kinds: set[str] = set()
     for number, (served, sizes) in enumerate(

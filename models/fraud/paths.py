@@ -8,7 +8,8 @@ A step counts only as far as its pause agrees and could have been another:
     path   = log (times at a / times from a to b)
 
 The first step of a chain says nothing: with so many steps, somebody has always gone from there to there. And a
-recording is played after it was made: of whoever was there first, it says 24 nats at most.
+recording is played after it was made: of whoever was there first, it says 24 nats at most. Forty say as much as any
+number: a whole life copied must not outweigh all else, its original would too.
 
 Memory is bounded: a step ``a -> b`` remembers its last users, a user the longest chains.
 """
@@ -22,8 +23,8 @@ __all__ = ["Paths"]
 
 _ALIKE = 0.15  # difference of two log pauses; recordings are replayed within a few per cent
 _SKIP = 3  # steps that a chain may leave out
-#: Nats that the first of two can have at most: an original is no accomplice, but a copy may carry an earlier date.
-_AUTHOR_NATS = 24.0
+#: Most nats of the first of two, and of the second: an original is no accomplice, but a copy may have an earlier date.
+_AUTHOR_NATS, _MOST_NATS = 24.0, 40.0
 _DENSITY = 0.282  # of a difference of two normals with spread 1, at its centre
 
 
@@ -102,7 +103,7 @@ class Paths:
         chain = me.chains.get(other)
         if chain is not None and 0 < my_step - chain[0] <= _SKIP and 0 < their_step - chain[1] <= _SKIP:
             chain[0], chain[1], chain[2] = my_step, their_step, chain[2] + nats
-            yield user, other, chain[2]
+            yield user, other, min(chain[2], _MOST_NATS)
             yield other, user, min(chain[2], _AUTHOR_NATS)
             return
         if chain is None and len(me.chains) >= self._chains:

@@ -117,6 +117,13 @@ def test_session_lived_twice_is_found_at_its_copy() -> None:
     assert others < longest["original"] <= 24.0
 
 
+def test_whole_life_copied_says_no_more_than_forty_nats() -> None:
+    """However long a copy is, its original can be outweighed by what others do."""
+    longest = chains(recorded(80))
+    assert longest["copy"] == 40.0
+    assert longest["original"] == 24.0
+
+
 def test_one_step_in_common_is_no_path() -> None:
     """Two who go from one item to the same next one with the same pause have no evidence yet."""
     lives = strangers() + recorded()

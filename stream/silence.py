@@ -37,6 +37,7 @@ from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.rows import waited_until_ms
 
@@ -145,10 +146,13 @@ def moved_timers(
     """The timers that leave the index and those that enter it when rows are written over others; few of a visit's."""
     old_ms, new_ms = waited_until_ms(before), waited_until_ms(after)
     moved = old_ms != new_ms
-    return (
-        [timer_key(int(old_ms[at]), keys[at]) for at in np.flatnonzero(moved & (old_ms > 0)).tolist()],
-        [timer_key(int(new_ms[at]), keys[at]) for at in np.flatnonzero(moved & (new_ms > 0)).tolist()],
-    )
+
+    def chosen(at_ms: NDArray[np.int64]) -> list[bytes]:
+        places = np.flatnonzero(moved & (at_ms > 0))
+        pairs = zip(places.tolist(), at_ms[places].tolist(), strict=True)
+        return [timer_key(at, keys[place]) for place, at in pairs]
+
+    return chosen(old_ms), chosen(new_ms)
 
 
 class TimerIndex(Protocol):

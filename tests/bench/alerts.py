@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterator
 
-from stream.settings import Settings
 from tests.bench.bed import Bed, now_ms
 from tests.bench.pipeline import HISTORY_MS
 from tests.bench.processes import wait_until
@@ -37,11 +36,9 @@ KINDS = ("without", "churn", "all")
 
 def events_per_s(bed: Bed, part: str, kind: str) -> tuple[float, dict[str, float]]:
     """Events a second of a fresh worker over the backlog, and what its second stage took."""
-    settings: Settings = bed.topics(part)
     enabled = kind == "all"
-    groups = settings.groups.model_copy(update={"enabled": enabled})
-    churn = settings.churn.model_copy(update={"alerts": kind != "without"})
-    settings = settings.model_copy(update={"groups": groups, "churn": churn})
+    # The topics of the second stage are made only where it is on.
+    settings = bed.topics(part, groups={"enabled": enabled}, churn={"alerts": kind != "without"})
     events = bed.sizes.events
     tell(f"{part}: {events} events of {bed.sizes.users} users into {settings.clicks_topic}")
     records = bed.traffic(part).records(events, now_ms() - HISTORY_MS, (HISTORY_MS - 60_000) / events)

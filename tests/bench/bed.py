@@ -76,9 +76,19 @@ class Bed:
             **SCORES_ONLY,
         )
 
-    def topics(self, part: str) -> Settings:
-        """Create the topics of a part; they are removed at the end."""
+    def topics(self, part: str, **groups_of_settings: dict[str, Any]) -> Settings:
+        """Create the topics of a part; they are removed at the end.
+
+        Args:
+            groups_of_settings: what differs from ``settings_of``, such as ``groups={"enabled": True}``.
+        """
         settings = self.settings_of(part)
+        settings = settings.model_copy(
+            update={
+                name: getattr(settings, name).model_copy(update=changes)
+                for name, changes in groups_of_settings.items()
+            }
+        )
         create(settings)
         names = [spec.name for spec in topic_specs(settings)]
         self._cleanup.callback(delete_topics, settings.kafka.librdkafka(), names)

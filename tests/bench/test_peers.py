@@ -264,6 +264,9 @@ def test_a_report_is_written_as_table_chart_and_json(tmp_path: Any) -> None:
     assert "Against the fastest Python framework: 4.00" in page
     assert all(f"`{entrant.name}`" in page for entrant in entrants)
     assert "<svg" in (tmp_path / "peers.svg").read_text()
+    of_speed_alone = results.record(entrants, RUNS[4:6], about, Measures(), 1, 60.0)
+    results.write(of_speed_alone, tmp_path)
+    assert "latency and kills are of 0 of them" in (tmp_path / "peers.md").read_text()
 
 
 def test_every_round_has_everybody_in_an_order_of_its_own() -> None:

@@ -52,6 +52,7 @@ def draw(of: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         speed.set_xscale("log")
         speed.set_yticks(list(places), names)
         speed.set_xlabel("events a second")
+        measured_ms: list[float] = []
         for name, marker, label in (("rate", "o", "steady rate"), ("half", "s", "half of its maximum")):
             for quantile, filled in (("p50", True), ("p99", False)):
                 points = [
@@ -59,6 +60,7 @@ def draw(of: Mapping[str, Mapping[str, Any]], file: Path) -> None:
                     for place, who in enumerate(names)
                     if ran[who][f"{name}_{quantile}_ms"] and not ran[who][f"{name}_saturated"]
                 ]
+                measured_ms += [x for x, _ in points]
                 latency.scatter(
                     [x for x, _ in points],
                     [y + (0.12 if name == "rate" else -0.12) for _, y in points],
@@ -67,9 +69,10 @@ def draw(of: Mapping[str, Mapping[str, Any]], file: Path) -> None:
                     edgecolors=OURS,
                     label=f"{label}, {quantile}",
                 )
-        latency.set_xscale("log")
-        least, most = latency.get_xlim()
-        latency.set_xlim(10 ** math.floor(math.log10(least)), 10 ** math.ceil(math.log10(most)))
+        if measured_ms:  # an empty axis has no logarithm
+            latency.set_xscale("log")
+            least, most = math.log10(min(measured_ms)), math.log10(max(measured_ms))
+            latency.set_xlim(10 ** math.floor(least), 10 ** (math.floor(most) + 1))
         latency.xaxis.set_minor_formatter(NullFormatter())
         latency.set_xlabel("event to prediction, ms")
         latency.legend(fontsize=7)

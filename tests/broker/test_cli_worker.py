@@ -169,7 +169,7 @@ def test_the_commands_beside_a_running_worker(settings: Settings, start: Start, 
     worker.process.terminate()
     assert worker.ended()[0] == 0
     verified = beside(settings, "state", "verify").json
-    assert verified["sound"]
+    assert verified["sound"], verified
     # A row of each user; of each of the two partitions the position, and the vocabularies of its model.
     assert sum(each["equal"] for each in verified["partitions"] if each["table"] == "state") == USERS + 2 * 2
     assert beside(settings, "state", "show", "u7").json["events"] == 10

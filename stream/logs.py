@@ -12,8 +12,15 @@ import structlog
 QUIET_S = 10.0
 
 
+# What aiokafka calls an error and asks again by itself, as it must while a broker is starting.
+ASKED_AGAIN = "Group Coordinator Request failed: %s"
+
+
 class OnceInAWhile(logging.Filter):
-    """Lets a library say the same thing once in ten seconds: a broker that starts is asked twenty times a second."""
+    """Lets a library say the same thing once in ten seconds: a broker that starts is asked twenty times a second.
+
+    What the library mends by itself is told as information.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +31,10 @@ class OnceInAWhile(logging.Filter):
         if now_s - self._said_s.get(what, -QUIET_S) < QUIET_S:
             return False
         self._said_s[what] = now_s
+        if record.msg == ASKED_AGAIN and isinstance(record.args, tuple):
+            (error,) = record.args
+            if getattr(error, "retriable", False):
+                record.levelno, record.levelname = logging.INFO, "INFO"
         return True
 
 

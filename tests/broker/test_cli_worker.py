@@ -140,7 +140,9 @@ def test_a_signal_ends_the_worker_cleanly(settings: Settings, start: Start, stop
     worker.process.send_signal(stop)
     code, out, lines = worker.ended()
     assert (code, out) == (0, "")
-    assert [line for line in lines if line["level"] != "info"] == []
+    # A broker that has just started may still move the groups' coordinator about: aiokafka says so and asks again.
+    told = [line for line in lines if not line["event"].startswith("Marking the coordinator dead")]
+    assert [line for line in told if line["level"] != "info"] == []
     assert lines[-1]["event"] == "partitions released"
 
 

@@ -48,6 +48,10 @@ MODEL_FREE = ("schema", "user_id", "event_id", "event_time_ms", "source", "sessi
 RESERVED = b"\0"
 
 
+def _key(message: Any) -> bytes:
+    return message[0]  # type: ignore[no-any-return]
+
+
 class ProductWorker(Worker):
     """`foreclick worker`."""
 
@@ -212,7 +216,7 @@ class Product:
         return verdict
 
     def _compare_told(self, expected: dict[str, dict[int, list[Any]]], groups: int, verdict: Verdict) -> None:
-        """What each partition of the source told each partition of groups, in its order."""
+        """What each partition of the source told each partition of groups, in the order of each group."""
         told: dict[tuple[int, int], list[Any]] = {}
         for message in read_topic(self.settings.kafka.librdkafka(), self.settings.groups_topic):
             key = message.key()
@@ -228,7 +232,11 @@ class Product:
                 # Watermarks, and tombstones, which stand behind the events of their micro-batch.
                 keyed = [m for m in by_source.get(partition, []) if m[0] and not m[0].startswith(RESERVED)]
                 wanted = [m for m in keyed if self._sure(m[0])]
-                self._compare(topic, partition, wanted, told.get((number, partition), []), verdict)
+                # News of users stand behind the orders of their micro-batch: the order of a group's own records counts.
+                both = (
+                    sorted(messages, key=_key) for messages in (wanted, told.get((number, partition), []))
+                )
+                self._compare(topic, partition, *both, verdict)
 
     def _compare_vectors(self, expected: dict[int, list[Any]], verdict: Verdict) -> None:
         """What compaction leaves of users' vectors; those in between depend on how micro-batches were cut."""

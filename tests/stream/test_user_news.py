@@ -72,7 +72,7 @@ def news(
 def told(events: Sequence[Event], what: UserNews, partitions: int = 1) -> list[UserEvent]:
     """What a partition of the input writes about users, read again."""
     found = folded(events)
-    render = GroupRecords("groups", partitions, (USER,), 0)
+    render = GroupRecords("groups", partitions, (USER,))
     count = len(events)
     messages = render.messages(
         events,
@@ -212,7 +212,7 @@ def test_a_fast_orderer_goes_from_the_clicks_to_one_alert() -> None:
             for n in range(20)
         ]
     found, count = folded(events), len(events)
-    render = GroupRecords("groups", 1, (USER,), 0)
+    render = GroupRecords("groups", 1, (USER,))
     columns = found.columns
     messages = render.messages(
         events, 0, np.arange(count), columns["gap_ms"], columns["session_position"], news(events)

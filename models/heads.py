@@ -72,12 +72,12 @@ class Heads(nn.Module):
 
         It is theirs alone, so it may be mixed with other logits afterwards (``models.shortcut``).
         """
-        for grad in (self.small.weight.grad, self.category.weight.grad):
-            if grad is not None:
-                others = torch.ones(len(grad), dtype=torch.bool, device=grad.device)
-                if grad is self.small.weight.grad:
-                    others[: self.n_actions] = others[self.purchase_at] = False
-                grad[:, : self.shortcut_width].masked_fill_(others[:, None], 0.0)
+        past = slice(0, self.shortcut_width)
+        if (small := self.small.weight.grad) is not None:
+            small[self.n_actions : self.purchase_at, past] = 0.0
+            small[self.purchase_at + 1 :, past] = 0.0
+        if (category := self.category.weight.grad) is not None:
+            category[:, past] = 0.0
 
     def read(self, small_NK: Tensor, held_NW: Tensor, any_held_N: Tensor) -> SmallHeads:
         """Name the parts of what ``small`` gave.

@@ -74,12 +74,7 @@ def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str,
     codes_NW = part.codes_before_NW[event_N]
     held_NW = codes_NW != 0
     out = heads.read(heads.small(before_NR), held_NW, held_NW.any(dim=1))
-    action = functional.cross_entropy(out.action_NA, part.action_N[event_N], reduction="none")
-    if network.training and part.soft_action_NA is not None:
-        soft_NA = part.soft_action_NA[event_N]
-        told = -(soft_NA * torch.log_softmax(out.action_NA, dim=1)).sum(dim=1)
-        # Teachers say nothing of a user's first event.
-        action = torch.where(soft_NA.any(dim=1), torch.lerp(action, told, SOFT_ACTION), action)
+    action = action_nats(out.action_NA, part, event_N, taught=network.training)
 
     named = part.code_N[event_N] != 0
     lift_NV = part.lift_LV[part.lift_N[event_N]]
@@ -97,14 +92,33 @@ def head_terms(network: Network, part: Sequences, reading: Reading) -> dict[str,
     silent = -torch.log(later.gap.survival(log_gap).clamp_min(1e-9))
     gap = torch.where(follows, -later.gap.log_likelihood(log_gap), silent)
 
-    known = part.purchase_known_N[event_N]
-    bought = part.purchase_N[event_N]
-    if network.training and part.soft_purchase_N is not None:
-        bought = torch.lerp(bought, part.soft_purchase_N[event_N], SOFT_PURCHASE)
-    purchase = functional.binary_cross_entropy_with_logits(
-        later.purchase_N[known], bought[known], reduction="none"
-    )
+    purchase = purchase_nats(later.purchase_N, part, event_N, taught=network.training)
     return {"action": action, "category": category, "gap": gap, "purchase": purchase}
+
+
+def action_nats(logits_NA: Tensor, part: Sequences, event_N: Tensor | slice, *, taught: bool) -> Tensor:
+    """Nats of the next action, one an event.
+
+    Args:
+        logits_NA: before each event.
+        event_N: which events of the part.
+        taught: whether teachers are listened to, where there are any.
+    """
+    action_N = functional.cross_entropy(logits_NA, part.action_N[event_N], reduction="none")
+    if not taught or part.soft_action_NA is None:
+        return action_N
+    soft_NA = part.soft_action_NA[event_N]
+    told_N = -(soft_NA * torch.log_softmax(logits_NA, dim=1)).sum(dim=1)
+    # Teachers say nothing of a user's first event.
+    return torch.where(soft_NA.any(dim=1), torch.lerp(action_N, told_N, SOFT_ACTION), action_N)
+
+
+def purchase_nats(logit_N: Tensor, part: Sequences, event_N: Tensor | slice, *, taught: bool) -> Tensor:
+    """Nats of the purchase, one an event of a session whose end is known; arguments as of ``action_nats``."""
+    known_N, bought_N = part.purchase_known_N[event_N], part.purchase_N[event_N]
+    if taught and part.soft_purchase_N is not None:
+        bought_N = torch.lerp(bought_N, part.soft_purchase_N[event_N], SOFT_PURCHASE)
+    return functional.binary_cross_entropy_with_logits(logit_N[known_N], bought_N[known_N], reduction="none")
 
 
 def _dropped(network: Network, read_NR: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from models.calibration import fitted_numbers
 from models.features import LAGS, numeric_width
-from models.losses import SOFT_ACTION, SOFT_PURCHASE, WEIGHTS
+from models.losses import WEIGHTS, action_nats, purchase_nats
 from models.network import Network
 from models.sequences import Sequences, chunks_of, readings
 
@@ -151,6 +151,7 @@ def _minimise(
     told: Callable[[float], object],
 ) -> None:
     direct, habit, bias = learned
+    slices = list(_slices(network, fit))  # of all passes: what they read never changes
     optimiser: Any = torch.optim.LBFGS(learned, max_iter=MOST_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -159,7 +160,7 @@ def _minimise(
         total.backward()
         value: Tensor = total.detach()
         # The graph of the weights is built anew for each slice: what a slice has used is free again.
-        for slice_ in _slices(network, fit):
+        for slice_ in slices:
             nats = _nats(network, fit, slice_, network.shortcut_weight(direct, habit), bias, learning=True)
             nats.backward()
             value = value + nats.detach()
@@ -203,15 +204,7 @@ def _nats(
     # A user's first action is seen from nothing.
     before_NA = torch.where(opens_N.to(x_NF.device), 0.0, logits_ND[:-1, :n_actions])
     action_NA = before_NA + bias_D[:n_actions]
-    action_N = functional.cross_entropy(action_NA, part.action_N[start:end], reduction="none")
-    bought_N, known_N = part.purchase_N[start:end], part.purchase_known_N[start:end]
-    if learning and part.soft_action_NA is not None:
-        soft_NA = part.soft_action_NA[start:end]
-        told_N = -(soft_NA * torch.log_softmax(action_NA, dim=1)).sum(dim=1)
-        action_N = torch.where(soft_NA.any(dim=1), torch.lerp(action_N, told_N, SOFT_ACTION), action_N)
-    if learning and part.soft_purchase_N is not None:
-        bought_N = torch.lerp(bought_N, part.soft_purchase_N[start:end], SOFT_PURCHASE)
-    purchase = functional.binary_cross_entropy_with_logits(
-        logits_ND[1:, n_actions][known_N] + bias_D[n_actions], bought_N[known_N], reduction="sum"
-    )
-    return (WEIGHTS["action"] * action_N.sum() + WEIGHTS["purchase"] * purchase) / n
+    events = slice(start, end)
+    action_N = action_nats(action_NA, part, events, taught=learning)
+    purchase_N = purchase_nats(logits_ND[1:, n_actions] + bias_D[n_actions], part, events, taught=learning)
+    return (WEIGHTS["action"] * action_N.sum() + WEIGHTS["purchase"] * purchase_N.sum()) / n

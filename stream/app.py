@@ -31,7 +31,6 @@ from stream.engine import requirements
 from stream.engine.exit import end_process
 from stream.engine.kafka_log import TopicSet
 from stream.engine.model_watch import ModelWatch
-from stream.engine.partition import State
 from stream.engine.scorer import Scorer
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store, make_data_dir
@@ -207,17 +206,7 @@ class Clicks:
         engine = self.engine
         return {
             "model": self.models.served.label if self.models.loaded else None,
-            "partitions": {
-                part.number: {
-                    "state": part.state.value,
-                    "next_offset": part.stage.next_offset if part.stage else None,
-                    "rows": part.store.count() if part.store.is_open else None,
-                    "restored_records": part.restored,
-                }
-                for part in engine.parts.values()
-            },
-            "open": sum(part.state is State.OPEN for part in engine.parts.values()),
-            "lag_records": sum(engine.lag().values()),
+            **engine.described(),
             "groups": self.groups.stats() if self.groups is not None else None,
             "labels": self.labels.stats() if self.labels is not None else None,
             "spent_s": {step: round(seconds, 6) for step, seconds in engine.spent_s.items()},

@@ -15,7 +15,6 @@ from stream.broker.topics import TopicInfo, describe_topics
 from stream.brushed_shops import BrushedShops
 from stream.engine.exit import end_process
 from stream.engine.kafka_log import TopicSet
-from stream.engine.partition import State
 from stream.engine.quiet import wait_for_nobody_quiet
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
@@ -147,24 +146,15 @@ class Groups:
 
     def stats(self) -> dict[str, Any]:
         """Where every partition of groups stands."""
-        parts = self.engine.parts.values()
-        return {
-            "partitions": {
-                part.number: {
-                    "state": part.state.value,
-                    "next_offset": part.stage.next_offset if part.stage else None,
-                    "rows": part.store.count() if part.store.is_open else None,
-                    "restored_records": part.restored,
-                    "watermark_ms": part.stage.watermark_ms if part.stage else None,
-                    "quiet_sources": sorted(cast(GroupsWork, part.stage.work).sources.quiet)
-                    if part.stage
-                    else [],
-                }
-                for part in parts
-            },
-            "open": sum(part.state is State.OPEN for part in parts),
-            "lag_records": sum(self.engine.lag().values()),
-        }
+        described = self.engine.described()
+        for part in self.engine.parts.values():
+            described["partitions"][part.number] |= {
+                "watermark_ms": part.stage.watermark_ms if part.stage else None,
+                "quiet_sources": sorted(cast(GroupsWork, part.stage.work).sources.quiet)
+                if part.stage
+                else [],
+            }
+        return described
 
 
 def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo]:

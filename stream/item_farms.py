@@ -26,8 +26,8 @@ import numpy as np
 from models.fraud.crowds import excess_nats
 from models.fraud.fusion import scores_of
 from stream.alerts import Alert, severity_of
-from stream.errors import DamagedRow
 from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent
+from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "ItemFarms"]
 
@@ -74,8 +74,7 @@ class _Row(msgspec.Struct, array_like=True, gc=False):
     buyer_bytes: int = 0
 
 
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(_Row).decode
+_ROWS = PackedRows(_Row, _ROW_VERSION, "An item's row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class ItemFarms:
 
     def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
         """Take what is complete in the sequence of event time, and judge after each order."""
-        known = _read(row)
+        known = _Row() if row is None else _ROWS.read(row)
         for event in events:
             if event.action == "purchase":
                 number = crc32(event.order_id.encode()) or 1 if event.order_id else 0
@@ -141,17 +140,17 @@ class ItemFarms:
             due_ms = max((buyer.times_ms[-1] for buyer in known.buyers.values()), default=0) + _WEEK_MS
             if due_ms <= watermark_ms:
                 return Fold(None, alerts)
-        return Fold(_written(known), alerts, due_ms)
+        return Fold(_ROWS.packed(known), alerts, due_ms)
 
     def erase(self, row: bytes, users: Collection[str]) -> bytes:
         """The row without these users: neither their ids nor their orders."""
-        known = _read(row)
+        known = _Row() if row is None else _ROWS.read(row)
         for user in users:
             if known.buyers.pop(user, None) is not None:
                 known.buyer_bytes -= _cost(user)
         known.open = [each for each in known.open if each.user_id not in users]
         known.open_bytes = sum(_cost(each.user_id) for each in known.open)
-        return _written(known)
+        return _ROWS.packed(known)
 
     def _take(self, group: Group, known: _Row, order: _Order) -> list[Alert]:
         buyer = known.buyers.pop(order.user_id, None)
@@ -236,23 +235,3 @@ class ItemFarms:
 
 def _cost(user: str) -> int:
     return _ENTRY_BYTES + len(user.encode())
-
-
-def _written(known: _Row) -> bytes:
-    return bytes([_ROW_VERSION]) + _pack(known)
-
-
-def _read(row: bytes | None) -> _Row:
-    if row is None:
-        return _Row()
-    if row[:1] != bytes([_ROW_VERSION]):
-        raise DamagedRow(
-            f"An item's row starts with {row[:1]!r}; this build reads version {_ROW_VERSION}. Use the build that wrote "
-            "it, or let the changelog restore the store."
-        )
-    try:
-        return _unpack(memoryview(row)[1:])
-    except msgspec.DecodeError as error:
-        raise DamagedRow(
-            f"An item's row of {len(row)} bytes is damaged: {error}. Restore the store."
-        ) from None

@@ -18,13 +18,13 @@ import hashlib
 import struct
 from collections.abc import Iterable
 from math import nan
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
-from stream.errors import DamagedRow
 from stream.events import Rejection
 from stream.label_records import Label, Note, SubjectType, is_churn
+from stream.packed_rows import PackedRows
 
 __all__ = [
     "SCORE_BINS",
@@ -78,7 +78,7 @@ class UserLabels(msgspec.Struct, array_like=True):
 
     def row(self) -> bytes:
         """As plain bytes: a version, then MessagePack of the fields in their order."""
-        return bytes([_ROW_VERSION]) + _pack(self)
+        return _USERS.packed(self)
 
     @classmethod
     def of_row(cls, row: bytes | None) -> UserLabels:
@@ -87,7 +87,7 @@ class UserLabels(msgspec.Struct, array_like=True):
         Raises:
             DamagedRow: another version, or no row at all.
         """
-        return cls() if row is None else _unpacked(row, _unpack_user, "A user's labels")
+        return cls() if row is None else _USERS.read(row)
 
 
 class Detector(msgspec.Struct, array_like=True):
@@ -131,12 +131,12 @@ class Tally(msgspec.Struct, array_like=True):
 
     def row(self) -> bytes:
         """As `UserLabels.row`."""
-        return bytes([_ROW_VERSION]) + _pack(self)
+        return _TALLIES.packed(self)
 
     @classmethod
     def of_row(cls, row: bytes | None) -> Tally:
         """What ``row`` wrote; None counts nothing. Raises DamagedRow."""
-        return cls() if row is None else _unpacked(row, _unpack_tally, "Counts of labels")
+        return cls() if row is None else _TALLIES.read(row)
 
     def count(self, key: str, subject: Subject, sign: int) -> None:
         """Add (1) or take away (-1) what one subject says."""
@@ -215,9 +215,8 @@ class Tally(msgspec.Struct, array_like=True):
         return sorted({name.rpartition("/")[0] for name in self.detectors} - {ANY})
 
 
-_pack = msgspec.msgpack.Encoder().encode
-_unpack_user = msgspec.msgpack.Decoder(UserLabels).decode
-_unpack_tally = msgspec.msgpack.Decoder(Tally).decode
+_USERS = PackedRows(UserLabels, _ROW_VERSION, "A user's row of labels")
+_TALLIES = PackedRows(Tally, _ROW_VERSION, "The row of counts of labels")
 
 
 def drawn(subject_type: str, subject_id: str, rate: float) -> bool:
@@ -324,18 +323,6 @@ def _agrees(kind: str, label: str | None) -> bool | None:
     """Whether a label says that the detector was right; None when it says nothing about it."""
     yes, no = ("churned", "stayed") if is_churn(kind) else ("fraud", "genuine")
     return True if label == yes else False if label == no else None
-
-
-def _unpacked(row: bytes, unpack: Any, what: str) -> Any:
-    if row[:1] != bytes([_ROW_VERSION]):
-        raise DamagedRow(
-            f"{what} start with {row[:1]!r}; this build reads version {_ROW_VERSION}. Use the build that wrote them, "
-            "or let the changelog restore the store."
-        )
-    try:
-        return unpack(memoryview(row)[1:])
-    except msgspec.DecodeError as error:
-        raise DamagedRow(f"{what} of {len(row)} bytes are damaged: {error}. Restore the store.") from None
 
 
 def tallied(parts: Iterable[Tally]) -> Tally:

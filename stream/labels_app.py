@@ -11,7 +11,6 @@ import structlog
 from stream.alert_calibration import AlertCalibration
 from stream.broker.topics import describe, describe_topics
 from stream.engine.kafka_log import TopicSet
-from stream.engine.partition import State
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
 from stream.errors import TopicError
@@ -77,20 +76,7 @@ class Labels:
 
     def stats(self) -> dict[str, Any]:
         """Where every partition of labels stands."""
-        parts = self.engine.parts.values()
-        return {
-            "partitions": {
-                part.number: {
-                    "state": part.state.value,
-                    "next_offset": part.stage.next_offset if part.stage else None,
-                    "rows": part.store.count() if part.store.is_open else None,
-                    "restored_records": part.restored,
-                }
-                for part in parts
-            },
-            "open": sum(part.state is State.OPEN for part in parts),
-            "lag_records": sum(self.engine.lag().values()),
-        }
+        return self.engine.described()
 
 
 def label_outputs(settings: Settings) -> dict[str, int]:

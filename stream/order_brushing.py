@@ -31,8 +31,9 @@ from typing import Final, Literal
 import msgspec
 
 from stream.alerts import END_MS, Alert, severity_of
-from stream.errors import ConfigurationError, DamagedRow
+from stream.errors import ConfigurationError
 from stream.events import Event
+from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "Order", "OrderBrushing", "OrderCounts", "ShopLog", "ShopOrders", "order_of"]
 
@@ -90,7 +91,7 @@ class ShopOrders(msgspec.Struct, array_like=True):
 
     def row(self) -> bytes:
         """As plain bytes: a version, then MessagePack of the fields in their order."""
-        return bytes([_ROW_VERSION]) + _pack(self)
+        return _ROWS.packed(self)
 
     @classmethod
     def of_row(cls, row: bytes | None) -> ShopOrders:
@@ -99,23 +100,11 @@ class ShopOrders(msgspec.Struct, array_like=True):
         Raises:
             DamagedRow: another version, or no row at all.
         """
-        if row is None:
-            return cls()
-        if row[:1] != bytes([_ROW_VERSION]):
-            raise DamagedRow(
-                f"A shop's row starts with {row[:1]!r}; this build reads version {_ROW_VERSION}. "
-                f"Use the build that wrote it, or let the changelog restore the store."
-            )
-        try:
-            return _unpack(memoryview(row)[1:])
-        except msgspec.DecodeError as error:
-            raise DamagedRow(
-                f"A shop's row of {len(row)} bytes is damaged: {error}. Restore the store."
-            ) from None
+        return cls() if row is None else _ROWS.read(row)
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(ShopOrders).decode
+_ROWS = PackedRows(ShopOrders, _ROW_VERSION, "A shop's row")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from zlib import crc32
 import msgspec
 
 from models.fraud.own_terms import unlooked
-from stream.errors import DamagedRow
+from stream.packed_rows import PackedRows
 from stream.user_news import TEMPO_EVENTS, TOO_PREDICTABLE, UserEvent
 
 __all__ = ["MAX_ROW_BYTES", "MOST_MARKS", "MOST_ORDERS", "WINDOW", "Odd", "Order", "Seen", "Tempo", "UserRow"]
@@ -175,7 +175,7 @@ class UserRow(msgspec.Struct, array_like=True):
 
     def packed(self) -> bytes:
         """As plain bytes: a version, then MessagePack of the fields in their order."""
-        return bytes([_VERSION]) + _pack(self)
+        return _ROWS.packed(self)
 
     @classmethod
     def of_row(cls, row: bytes | None) -> UserRow:
@@ -184,23 +184,10 @@ class UserRow(msgspec.Struct, array_like=True):
         Raises:
             DamagedRow: another version, or no row at all.
         """
-        if row is None:
-            return cls()
-        if row[:1] != bytes([_VERSION]):
-            raise DamagedRow(
-                f"A user's row of alerts starts with {row[:1]!r}; this build reads version {_VERSION}. Use the build "
-                "that wrote it, or let the changelog restore the store."
-            )
-        try:
-            return _unpack(memoryview(row)[1:])
-        except msgspec.DecodeError as error:
-            raise DamagedRow(
-                f"A user's row of alerts of {len(row)} bytes is damaged: {error}. Restore the store."
-            ) from None
+        return cls() if row is None else _ROWS.read(row)
 
 
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(UserRow).decode
+_ROWS = PackedRows(UserRow, _VERSION, "A user's row of alerts")
 
 
 def _longest(orders: Sequence[Order], span_ms: int) -> Sequence[Order]:

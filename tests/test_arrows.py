@@ -21,6 +21,7 @@ PURE = [
     Path("stream/activation.py"),
     Path("stream/model_step.py"),
     Path("stream/outputs.py"),
+    Path("stream/packed_rows.py"),
     Path("stream/user_vectors.py"),
     Path("stream/rendering.py"),
     Path("stream/canvas.py"),

@@ -340,6 +340,23 @@ class Engine(Service):
     def open_partitions(self) -> list[Partition]:
         return [part for part in self.parts.values() if part.state is State.OPEN]
 
+    def described(self) -> dict[str, Any]:
+        """Where every partition stands, and how far behind the open ones are."""
+        parts = self.parts.values()
+        return {
+            "partitions": {
+                part.number: {
+                    "state": part.state.value,
+                    "next_offset": part.stage.next_offset if part.stage else None,
+                    "rows": part.store.count() if part.store.is_open else None,
+                    "restored_records": part.restored,
+                }
+                for part in parts
+            },
+            "open": sum(part.state is State.OPEN for part in parts),
+            "lag_records": sum(self.lag().values()),
+        }
+
     def joining(self) -> int:
         """Partitions that have begun a micro-batch and will hand it to the scorer in a moment.
 

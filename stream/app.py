@@ -35,7 +35,6 @@ from stream.engine.scorer import Scorer
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store, make_data_dir
 from stream.engine.tables import StateTable
-from stream.errors import TopicError
 from stream.formats import record_adapter
 from stream.group_records import routed
 from stream.groups_app import Groups, group_records, told_kinds
@@ -272,23 +271,12 @@ def topic_set(settings: Settings) -> tuple[TopicSet, int]:
     found = {name: describe(client, name) for name in [*names, settings.control_topic, *groups]}
     partitions = found[settings.groups_topic].partitions if groups else 0
     source, changelog = found[settings.clicks_topic], found[settings.changelog_topic]
-    if source.partitions != changelog.partitions:
-        raise TopicError(
-            f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
-            f"{changelog.partitions}: rows would be looked for where they are not. Recreate the changelog with "
-            f"{source.partitions} partitions (`foreclick state reset --to earliest`)."
-        )
     outputs = {name: found[name].partitions for name in names[2:]}
     outputs |= {routed(settings.groups_topic, number): partitions for number in range(partitions)}
-    topics = TopicSet(
-        source=source.name,
-        source_id=source.topic_id,
-        changelog=changelog.name,
-        changelog_id=changelog.topic_id,
-        outputs=outputs,
-        tombstone_retention_ms=changelog.delete_retention_ms,
+    mend = (
+        f"Recreate the changelog with {source.partitions} partitions (`foreclick state reset --to earliest`)."
     )
-    return topics, partitions
+    return TopicSet.over(source, changelog, outputs, mend), partitions
 
 
 class Boot(BootStrategy):

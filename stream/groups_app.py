@@ -11,14 +11,14 @@ import structlog
 
 from models.fraud.own_terms import OwnScores, plain_scores
 from stream.alert_calibration import LabelledAlerts
-from stream.broker.topics import TopicInfo, describe_topics
+from stream.broker.topics import TopicInfo, describe_all
 from stream.brushed_shops import BrushedShops
 from stream.engine.exit import end_process
 from stream.engine.kafka_log import TopicSet
 from stream.engine.quiet import wait_for_nobody_quiet
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
-from stream.errors import ConfigurationError, TopicError
+from stream.errors import ConfigurationError
 from stream.group_detectors import GroupDetector
 from stream.group_erasure import ERASING_KEY, Erasures
 from stream.group_records import GroupRecords
@@ -169,28 +169,11 @@ def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo]:
         settings.alerts_fraud_topic,
         settings.clicks_topic,
     ]
-    found = describe_topics(settings.kafka.librdkafka(), names)
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise TopicError(
-            f"Topic {', '.join(missing)} does not exist. Create it: foreclick topics create; or run without groups: "
-            "FORECLICK_GROUPS__ENABLED=false."
-        )
-    source, changelog, alerts, clicks = (found[name] for name in names)
-    if source.partitions != changelog.partitions:
-        raise TopicError(
-            f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
-            f"{changelog.partitions}: rows would be looked for where they are not. Delete both, then run "
-            "`foreclick topics create`."
-        )
-    topics = TopicSet(
-        source=source.name,
-        source_id=source.topic_id,
-        changelog=changelog.name,
-        changelog_id=changelog.topic_id,
-        outputs={alerts.name: alerts.partitions},
-        tombstone_retention_ms=changelog.delete_retention_ms,
+    source, changelog, alerts, clicks = describe_all(
+        settings.kafka.librdkafka(), names, "run without groups: FORECLICK_GROUPS__ENABLED=false."
     )
+    outputs = {alerts.name: alerts.partitions}
+    topics = TopicSet.over(source, changelog, outputs, "Delete both, then run `foreclick topics create`.")
     return topics, clicks
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import structlog
 
 from stream.alert_calibration import AlertCalibration
-from stream.broker.topics import describe, describe_topics
+from stream.broker.topics import describe, describe_all
 from stream.engine.kafka_log import TopicSet
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
-from stream.errors import TopicError
 from stream.group_records import routed
 from stream.label_join import Tally, tallied
 from stream.label_metrics import LabelMetrics
@@ -126,30 +125,15 @@ def labels_topics(settings: Settings) -> TopicSet:
         settings.dead_letters_topic,
         settings.control_topic,
     ]
-    found = describe_topics(settings.kafka.librdkafka(), names)
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise TopicError(
-            f"Topic {', '.join(missing)} does not exist. Create it: foreclick topics create; or run without labels: "
-            "FORECLICK_LABELS__ENABLED=false."
-        )
-    source, changelog, audits, letters, _ = (found[name] for name in names)
-    if source.partitions != changelog.partitions:
-        raise TopicError(
-            f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
-            f"{changelog.partitions}: rows would be looked for where they are not. Delete the changelog, then run "
-            "`foreclick topics create`."
-        )
-    return TopicSet(
-        source=source.name,
-        source_id=source.topic_id,
-        changelog=changelog.name,
-        changelog_id=changelog.topic_id,
-        # Written under the ids of all partitions, as an output that names its partition may be.
-        outputs={
-            audits.name: audits.partitions,
-            letters.name: letters.partitions,
-            routed(settings.control_topic, 0): 1,
-        },
-        tombstone_retention_ms=changelog.delete_retention_ms,
+    source, changelog, audits, letters, _ = describe_all(
+        settings.kafka.librdkafka(), names, "run without labels: FORECLICK_LABELS__ENABLED=false."
+    )
+    # Written under the ids of all partitions, as an output that names its partition may be.
+    outputs = {
+        audits.name: audits.partitions,
+        letters.name: letters.partitions,
+        routed(settings.control_topic, 0): 1,
+    }
+    return TopicSet.over(
+        source, changelog, outputs, "Delete the changelog, then run `foreclick topics create`."
     )

@@ -7,7 +7,7 @@ Every function takes librdkafka's settings (``Settings.kafka.librdkafka()``, or
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +96,24 @@ def describe(client: Mapping[str, Any], name: str) -> TopicInfo:
             f"Create it: foreclick topics create"
         )
     return found[name]
+
+
+def describe_all(client: Mapping[str, Any], names: Sequence[str], otherwise: str) -> list[TopicInfo]:
+    """Topics as the broker has them, in the order of their names.
+
+    Args:
+        otherwise: how to do without them, the end of a sentence.
+
+    Raises:
+        TopicError: some are missing, or we may not see one.
+    """
+    found = describe_topics(client, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise TopicError(
+            f"Topic {', '.join(missing)} does not exist. Create it: foreclick topics create; or {otherwise}"
+        )
+    return [found[name] for name in names]
 
 
 def describe_topics(client: Mapping[str, Any], names: Iterable[str]) -> dict[str, TopicInfo]:

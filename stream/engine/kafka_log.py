@@ -17,9 +17,10 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from stream.broker.topics import TopicInfo
 from stream.engine.transaction import Batch, TakenOver, Transactions, batches_of
 from stream.engine.unfinished import decided_to_commit, tail_of
-from stream.errors import BrokenInvariant
+from stream.errors import BrokenInvariant, TopicError
 from stream.stage import FENCE_KEY, Message, Row
 
 FENCE_TIMEOUT_S = 60.0  # the broker waits out a predecessor's commit in flight
@@ -49,6 +50,30 @@ class TopicSet:
     changelog_id: bytes
     outputs: Mapping[str, int]
     tombstone_retention_ms: int
+
+    @classmethod
+    def over(cls, source: TopicInfo, changelog: TopicInfo, outputs: Mapping[str, int], mend: str) -> TopicSet:
+        """The topics as the broker has them.
+
+        Args:
+            mend: what to do when the changelog has not the partitions of the source, a sentence.
+
+        Raises:
+            TopicError: it has not.
+        """
+        if source.partitions != changelog.partitions:
+            raise TopicError(
+                f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
+                f"{changelog.partitions}: rows would be looked for where they are not. {mend}"
+            )
+        return cls(
+            source=source.name,
+            source_id=source.topic_id,
+            changelog=changelog.name,
+            changelog_id=changelog.topic_id,
+            outputs=outputs,
+            tombstone_retention_ms=changelog.delete_retention_ms,
+        )
 
 
 def place_of(output: str, partition: int) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from stream.alerts import Alert
-from stream.outputs import printable_subject
+from stream.outputs import constant_headers, printable_subject
 from stream.rendering import rfc3339
 from stream.stage import Message
 
@@ -32,10 +32,7 @@ def alert_message(alert: Alert, topic_id: str, source: str) -> Message:
     # source's offset from an id (engine/unfinished.py) finds none here.
     name = f"{alert.kind}/{topic_id}/{first['partition']}/{first['offset']}/{alert.event_time_ms}/{subject}"
     headers: list[tuple[str, bytes | None]] = [
-        ("ce_specversion", b"1.0"),
-        ("ce_type", ALERT_TYPE.encode()),
-        ("ce_source", source.encode()),
-        ("content-type", b"application/json"),
+        *constant_headers(ALERT_TYPE, source),
         ("ce_id", name.encode()),
         ("ce_time", rfc3339(np.array([alert.event_time_ms]))[0]),
         ("ce_subject", subject.encode()),

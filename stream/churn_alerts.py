@@ -10,7 +10,7 @@ import numpy as np
 
 from models.return_odds import ReturnOdds
 from stream.alerts import Alert, severity_of
-from stream.outputs import Headers, printable_subject
+from stream.outputs import Headers, constant_headers, printable_subject
 from stream.rendering import rfc3339
 from stream.silence import EXPECTED, Said
 
@@ -46,12 +46,7 @@ class ChurnAlertRenderer:
         self.horizon_s, self.threshold, self.odds = horizon_s, threshold, odds
         self._topic, self._topic_id, self._horizon = topic, topic_id, _words(horizon_s)
         self._topic_json = _json(topic).decode()
-        self._constant_headers = [
-            ("ce_specversion", b"1.0"),
-            ("ce_type", ALERT_TYPE.encode()),
-            ("ce_source", source.encode()),
-            ("content-type", b"application/json"),
-        ]
+        self._constant_headers = constant_headers(ALERT_TYPE, source)
 
     def messages(self, said: Sequence[Said], partition: int) -> list[tuple[bytes, bytes, Headers]]:
         """Key, value and headers of each alert; the value is ``alert`` as JSON."""

@@ -18,7 +18,7 @@ from stream.dead_letters import dead_letter
 from stream.events import Rejection
 from stream.label_join import Tally, UserLabels, fold
 from stream.label_records import Label, Note, decode_label
-from stream.outputs import printable_subject
+from stream.outputs import constant_headers, printable_subject
 from stream.rendering import rfc3339
 from stream.stage import Message, Rendered
 
@@ -165,10 +165,7 @@ class LabelsWork:
             "rate": self._audit_rate,
         }
         headers: list[tuple[str, bytes | None]] = [
-            ("ce_specversion", b"1.0"),
-            ("ce_type", AUDIT_TYPE.encode()),
-            ("ce_source", self._source.encode()),
-            ("content-type", b"application/json"),
+            *constant_headers(AUDIT_TYPE, self._source),
             ("ce_id", f"{self._topic_id}/{self._partition}/{offset}/audit/{name}".encode()),
             ("ce_time", rfc3339(np.array([found.time_ms]))[0]),
             ("ce_subject", printable_subject(subject).encode()),

@@ -17,10 +17,7 @@ ASKED_AGAIN = "Group Coordinator Request failed: %s"
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets a library say the same thing once in ten seconds: a broker that starts is asked twenty times a second.
-
-    What the library mends by itself is told as information.
-    """
+    """Lets a library say the same thing once in ten seconds: a broker that starts is asked twenty times a second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,11 +28,16 @@ class OnceInAWhile(logging.Filter):
         if now_s - self._said_s.get(what, -QUIET_S) < QUIET_S:
             return False
         self._said_s[what] = now_s
-        if record.msg == ASKED_AGAIN and isinstance(record.args, tuple):
-            (error,) = record.args
-            if getattr(error, "retriable", False):
-                record.levelno, record.levelname = logging.INFO, "INFO"
         return True
+
+
+def mended_by_itself(record: logging.LogRecord) -> bool:
+    """Tell as information what a library calls an error and asks again; everything passes."""
+    if record.msg == ASKED_AGAIN and isinstance(record.args, tuple):
+        (error,) = record.args
+        if getattr(error, "retriable", False):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
 
 
 def configure_logs(log_format: str = "auto", level: str = "info") -> None:
@@ -59,6 +61,7 @@ def configure_logs(log_format: str = "auto", level: str = "info") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     handler.addFilter(OnceInAWhile())
+    handler.addFilter(mended_by_itself)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))

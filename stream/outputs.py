@@ -20,6 +20,7 @@ __all__ = [
     "Headers",
     "PredictionRenderer",
     "Scores",
+    "constant_headers",
     "load_schema",
     "printable_subject",
 ]
@@ -60,6 +61,67 @@ def printable_subject(subject: str) -> str:
     return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), subject)
 
 
+def constant_headers(schema: str, source: str) -> Headers:
+    """The headers that every event of a kind has; ``source`` is a URI reference.
+
+    Source: CloudEvents 1.0.2; Kafka protocol binding, section 3.2.
+    """
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", schema.encode()),
+        ("ce_source", source.encode()),
+        ("content-type", b"application/json"),
+    ]
+
+
+class EventHeaders:
+    """Headers of what is said after an event, named after the event's place in the source.
+
+    Args:
+        schema: of the value.
+        what: is said; part of ``ce_id``.
+        topic_id: of the source, as readable text.
+        source: CloudEvents source.
+    """
+
+    def __init__(self, schema: str, what: str, *, topic_id: str, source: str) -> None:
+        self._topic_id, self._what = topic_id, what
+        self._constant = constant_headers(schema, source)
+
+    def of(
+        self,
+        user_ids: Sequence[str],
+        event_time_ms: NDArray[np.int64],
+        partitions: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+    ) -> list[Headers]:
+        """CloudEvents 1.0 headers of the Kafka binary mode; values are UTF-8.
+
+        CloudEvents forbids control characters in attributes, so those of a user id are percent-encoded here (as UTF-8).
+
+        Source: CloudEvents 1.0.2, type system; Kafka protocol binding, section 3.2.
+        """
+        topic_id, what = self._topic_id, self._what
+        subjects = user_ids
+        if not "".join(user_ids).isprintable():
+            subjects = [printable_subject(user) for user in user_ids]
+        specversion, kind, source, content_type = self._constant
+        return [
+            [
+                specversion,
+                kind,
+                source,
+                content_type,
+                ("ce_id", f"{topic_id}/{part}/{offset}/{what}/{subject}".encode()),
+                ("ce_time", time),
+                ("ce_subject", subject.encode()),
+            ]
+            for part, offset, time, subject in zip(
+                partitions.tolist(), offsets.tolist(), rfc3339(event_time_ms), subjects, strict=True
+            )
+        ]
+
+
 class PredictionRenderer:
     """Renders predictions of a source topic, of all its partitions alike. Not for several threads: it keeps scratch.
 
@@ -84,7 +146,6 @@ class PredictionRenderer:
         churn_horizon_s: int,
         source: str,
     ) -> None:
-        self._topic_id = topic_id
         values = PredictionValues(
             model_name,
             model_version,
@@ -96,12 +157,10 @@ class PredictionRenderer:
         )
         #: The values alone, for files: ``values(...)`` takes what ``render`` takes.
         self.values: Final = values.render
-        self._constant_headers = (
-            ("ce_specversion", b"1.0"),
-            ("ce_type", PREDICTION_SCHEMA.encode()),
-            ("ce_source", source.encode()),
-            ("content-type", b"application/json"),
-        )
+        #: The headers alone.
+        self.headers: Final = EventHeaders(
+            PREDICTION_SCHEMA, "prediction", topic_id=topic_id, source=source
+        ).of
 
     def render(
         self,
@@ -154,36 +213,3 @@ class PredictionRenderer:
             orders,
         )
         return values, self.headers(user_ids, event_time_ms, partitions, offsets)
-
-    def headers(
-        self,
-        user_ids: Sequence[str],
-        event_time_ms: NDArray[np.int64],
-        partitions: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-    ) -> list[Headers]:
-        """CloudEvents 1.0 headers of the Kafka binary mode; values are UTF-8.
-
-        CloudEvents forbids control characters in attributes, so those of a user id are percent-encoded here (as UTF-8).
-
-        Source: CloudEvents 1.0.2, type system; Kafka protocol binding, section 3.2.
-        """
-        topic_id = self._topic_id
-        subjects = user_ids
-        if not "".join(user_ids).isprintable():
-            subjects = [printable_subject(user) for user in user_ids]
-        specversion, kind, source, content_type = self._constant_headers
-        return [
-            [
-                specversion,
-                kind,
-                source,
-                content_type,
-                ("ce_id", f"{topic_id}/{part}/{offset}/prediction/{subject}".encode()),
-                ("ce_time", time),
-                ("ce_subject", subject.encode()),
-            ]
-            for part, offset, time, subject in zip(
-                partitions.tolist(), offsets.tolist(), rfc3339(event_time_ms), subjects, strict=True
-            )
-        ]

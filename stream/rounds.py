@@ -18,6 +18,7 @@ import numpy as np
 from models.churn import ReturnCurves
 from models.vocabulary import ActionVocabulary
 from stream.churn_alerts import ChurnAlertRenderer
+from stream.events import Event
 from stream.model_step import ServedModel, part_of
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
@@ -82,6 +83,19 @@ class FoldedRound:
     position: np.ndarray
     stale: tuple[np.ndarray, dict[str, np.ndarray]] | None
     names: list[list[Row]]
+
+    def events(self) -> list[Event]:
+        """The N events."""
+        return list(chain.from_iterable(request.decoded.events for request in self.requests))
+
+    def offsets(self) -> np.ndarray:
+        """(N,) of the events in their partitions of the source."""
+        return np.concatenate([request.decoded.offsets for request in self.requests])
+
+    def partitions(self) -> np.ndarray:
+        """(N,) of the source."""
+        counts = np.diff(self.event_ends, prepend=0)
+        return np.repeat([request.partition for request in self.requests], counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +360,7 @@ class ClicksRounds:
             parts.append(Part(decoded.keys, rows, events, request.watermark_ms, ended))
             row_start, event_start, start = row_end, event_end, end
 
-        offset = np.concatenate([request.decoded.offsets for request in folded.requests])[applied]
+        offset = folded.offsets()[applied]
         said, missed = fold_silences(
             folded.rows,
             folded.last_ms,
@@ -367,13 +381,12 @@ class ClicksRounds:
         if folded.model.vectors is None or not len(lasts):
             return []
         indices = folded.folded.applied[lasts]
-        events = list(chain.from_iterable(request.decoded.events for request in folded.requests))
-        counts = np.diff(folded.event_ends, prepend=0)
+        events = folded.events()
         return folded.model.vectors.messages(
             [events[index].user_id for index in indices.tolist()],
             folded.folded.columns["event_time_ms"][lasts],
-            np.repeat([request.partition for request in folded.requests], counts)[indices],
-            np.concatenate([request.decoded.offsets for request in folded.requests])[indices],
+            folded.partitions()[indices],
+            folded.offsets()[indices],
             scores.user_vector[lasts],
         )
 
@@ -383,11 +396,8 @@ class ClicksRounds:
             return []
         columns, every = folded.folded.columns, len(chosen) == len(folded.folded.applied)
         indices = folded.folded.applied[chosen].tolist()
-        events = list(chain.from_iterable(request.decoded.events for request in folded.requests))
+        events, offsets, partitions = folded.events(), folded.offsets(), folded.partitions()
         keys = list(chain.from_iterable(request.decoded.event_keys() for request in folded.requests))
-        offsets = np.concatenate([request.decoded.offsets for request in folded.requests])
-        counts = np.diff(folded.event_ends, prepend=0)
-        partitions = np.repeat([request.partition for request in folded.requests], counts)
         if len(indices) < len(events):
             events, keys = [events[i] for i in indices], [keys[i] for i in indices]
             offsets, partitions = offsets[indices], partitions[indices]

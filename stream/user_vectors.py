@@ -15,8 +15,7 @@ from msgspec.json import encode
 from numpy.typing import NDArray
 
 from stream.errors import BrokenInvariant
-from stream.outputs import Headers, printable_subject
-from stream.rendering import rfc3339
+from stream.outputs import EventHeaders, Headers
 
 __all__ = ["USER_VECTOR_SCHEMA", "UserVectors"]
 
@@ -33,14 +32,8 @@ class UserVectors:
     """
 
     def __init__(self, model_name: str, model_version: str, *, topic_id: str, source: str) -> None:
-        self._topic_id = topic_id
         self._model = encode({"name": model_name, "version": model_version})
-        self._constant_headers: Headers = [
-            ("ce_specversion", b"1.0"),
-            ("ce_type", USER_VECTOR_SCHEMA.encode()),
-            ("ce_source", source.encode()),
-            ("content-type", b"application/json"),
-        ]
+        self._headers = EventHeaders(USER_VECTOR_SCHEMA, "user_vector", topic_id=topic_id, source=source)
 
     def messages(
         self,
@@ -68,19 +61,9 @@ class UserVectors:
         rounded = (np.round(vectors.astype(np.float64), 4) + 0.0).tolist()
         head = b'{"schema":"%b","user_id":' % USER_VECTOR_SCHEMA.encode()
         tail = b',"model":%b,"dimension":%d,"vector":' % (self._model, vectors.shape[1])
-        messages: list[tuple[bytes, bytes, Headers]] = []
-        for user, time_ms, time, partition, offset, vector in zip(
-            user_ids,
-            event_time_ms.tolist(),
-            rfc3339(event_time_ms),
-            partitions.tolist(),
-            offsets.tolist(),
-            rounded,
-            strict=True,
-        ):
-            subject = printable_subject(user)
-            name = f"{self._topic_id}/{partition}/{offset}/user_vector/{subject}"
-            value = b'%b%b,"event_time_ms":%d%b%b}' % (head, encode(user), time_ms, tail, encode(vector))
-            own = [("ce_id", name.encode()), ("ce_time", time), ("ce_subject", subject.encode())]
-            messages.append((user.encode(), value, [*self._constant_headers, *own]))
-        return messages
+        headers = self._headers.of(user_ids, event_time_ms, partitions, offsets)
+        values = (
+            b'%b%b,"event_time_ms":%d%b%b}' % (head, encode(user), time_ms, tail, encode(vector))
+            for user, time_ms, vector in zip(user_ids, event_time_ms.tolist(), rounded, strict=True)
+        )
+        return list(zip([user.encode() for user in user_ids], values, headers, strict=True))

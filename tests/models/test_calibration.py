@@ -10,35 +10,19 @@ import torch
 
 from models.calibration import calibrate, slope_and_offset
 from models.fitting import tuning_nats
-from models.network import Architecture, Network
-from models.related import related_categories
-from models.sequences import chunks_of, readings, sequences_of
-from models.training import fit_features
-from models.training_log import TrainingLog
-from models.vocabulary import ActionVocabulary, code_of
-from tests.models import synthetic
-
-NAMES = {code_of(name): name for name in synthetic.CATEGORIES + synthetic.RARE}
+from models.sequences import chunks_of, readings
+from tests.models.unlearned import unlearned
 
 
 @pytest.fixture(scope="module")
 def shop():
     """A network that is far too sure of everything, and the users to calibrate it on."""
-    columns = synthetic.shop(120, 2400, seed=11)
-    users = [f"u{row}" for row in range(int(columns["row"].max()) + 1)]
-    log = TrainingLog(columns, users, NAMES, ActionVocabulary(synthetic.ACTIONS))
-    spec = fit_features(log, columns)
-    torch.manual_seed(1)
-    network = Network(Architecture("gru", 16, n_actions=len(log.actions), n_categories=len(spec.categories)))
-    network.begin_from(spec)
-    related = related_categories(columns, spec.categories)
-    network.heads.begin_from(related)
+    network, part = unlearned("gru", seed=11)
     with torch.no_grad():
         for layer in (network.heads.small, network.heads.category):
             layer.weight *= 1.7
             layer.bias *= 1.7
-    purchase = log.actions.names.index("purchase")
-    return network.eval(), sequences_of(columns, spec, purchase, related.log_lift[None])
+    return network, part
 
 
 @torch.no_grad()

@@ -10,35 +10,19 @@ import torch
 
 from models import shortcut
 from models.fitting import tuning_nats
-from models.network import Architecture, Network
-from models.related import related_categories
-from models.sequences import chunks_of, readings, sequences_of
+from models.sequences import chunks_of, readings
 from models.shortcut import fit_linear, mix_in
-from models.training import fit_features
-from models.training_log import TrainingLog
-from models.vocabulary import ActionVocabulary, code_of
-from tests.models import synthetic
-
-NAMES = {code_of(name): name for name in synthetic.CATEGORIES + synthetic.RARE}
+from tests.models.unlearned import unlearned
 
 
 @pytest.fixture(scope="module")
 def shop():
     """An unlearned network, and the users of a small shop."""
-    columns = synthetic.shop(120, 2400, seed=5)
-    users = [f"u{row}" for row in range(int(columns["row"].max()) + 1)]
-    log = TrainingLog(columns, users, NAMES, ActionVocabulary(synthetic.ACTIONS))
-    spec = fit_features(log, columns)
-    torch.manual_seed(1)
-    network = Network(Architecture("lstm", 16, n_actions=len(log.actions), n_categories=len(spec.categories)))
-    network.begin_from(spec)
-    related = related_categories(columns, spec.categories)
-    network.heads.begin_from(related)
+    network, part = unlearned("lstm", seed=5)
     with torch.no_grad():  # as training leaves them: actions and purchases read one another's logits
         rows = [*range(network.heads.n_actions), network.heads.purchase_at]
         network.heads.small.weight[rows, : network.shortcut_width] += 0.05
-    purchase = log.actions.names.index("purchase")
-    return network.eval(), sequences_of(columns, spec, purchase, related.log_lift[None])
+    return network, part
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ from stream.files import FileRecord
 from stream.replay import replay
 from stream.settings import Settings, load_settings
 from stream.stage import FENCE_KEY
+from stream.topic_reader import reader
 from stream.topics import create, topic_specs
 
 READY_TIMEOUT_S = 90.0
@@ -256,14 +257,9 @@ def wait_drained(running: Pipeline) -> None:
     """Until every record that was sent is committed."""
     deadline = time.monotonic() + DRAIN_TIMEOUT_S
     settings = running.settings
-    probe = Consumer(
-        {**settings.kafka.librdkafka(), "group.id": settings.app_id, "enable.auto.commit": False}
-    )
-    try:
-        numbers = (
-            probe.list_topics(settings.clicks_topic, timeout=10).topics[settings.clicks_topic].partitions
-        )
-        sources = [TopicPartition(settings.clicks_topic, number) for number in numbers]
+    with reader(settings.kafka.librdkafka(), committed=False, group_id=settings.app_id) as probe:
+        topic = probe.list_topics(settings.clicks_topic, timeout=10).topics[settings.clicks_topic]
+        sources = [TopicPartition(settings.clicks_topic, number) for number in topic.partitions]
         while time.monotonic() < deadline:
             running.worker.check()
             committed = {
@@ -273,8 +269,6 @@ def wait_drained(running: Pipeline) -> None:
             if committed == ends:
                 return
             time.sleep(0.1)
-    finally:
-        probe.close()
     raise BrokerUnreachable(f"The worker did not finish within {DRAIN_TIMEOUT_S:.0f} s; look at its log.")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from models.errors import ForeclickError
 from stream.broker.client import connect
@@ -109,14 +109,10 @@ def labels_stage(settings: Settings) -> list[Finding]:
 def unread(settings: Settings, name: str, group_id: str) -> int:
     """About how many records of a topic a group has not committed; markers of transactions count as records."""
     topic = existing(settings, name)
-    group = {"group.id": group_id, "enable.auto.commit": False, "log_level": 0}
-    consumer = Consumer({**settings.kafka.librdkafka(), **group})
-    try:
+    with reader(settings.kafka.librdkafka(), committed=False, group_id=group_id) as consumer:
         ends = bounds(consumer, topic.name, topic.partitions)
         places = [TopicPartition(topic.name, number) for number in ends]
         read_to = {place.partition: place.offset for place in consumer.committed(places, timeout=10)}
-    finally:
-        consumer.close()
     return sum(max(0, found.end - max(found.start, read_to[number], 0)) for number, found in ends.items())
 
 

@@ -38,12 +38,19 @@ class Bounds(NamedTuple):
 
 
 @contextlib.contextmanager
-def reader(client: Mapping[str, Any], *, committed: bool = True) -> Iterator[Consumer]:
-    """A consumer without a group, read_committed unless told otherwise."""
+def reader(
+    client: Mapping[str, Any], *, committed: bool = True, group_id: str = "foreclick-reader"
+) -> Iterator[Consumer]:
+    """A consumer that joins no group, read_committed unless told otherwise.
+
+    Whoever asks for the positions of ``group_id`` says ``committed=False``: librdkafka otherwise wants stable ones
+    (KIP-447), and while a transaction is open, which under load one always is, asks again until its time is over.
+    The answer is the last position that a transaction has ended with either way.
+    """
     consumer = Consumer(
         {
             **client,
-            "group.id": "foreclick-reader",  # librdkafka wants a name; nothing is ever committed under it
+            "group.id": group_id,  # librdkafka wants a name; nothing is ever committed under it
             "enable.auto.commit": False,
             "isolation.level": "read_committed" if committed else "read_uncommitted",
             "auto.offset.reset": "error",

@@ -19,9 +19,10 @@ from stream.broker import Broker
 from stream.broker.server_settings import free_port
 from stream.broker.topics import delete_topics
 from stream.settings import Settings, load_settings
+from stream.topic_reader import reader
 from stream.topics import create, topic_specs
 from tests.bench.processes import BenchWorker, CpuWatch, wait_until
-from tests.bench.readers import consumer_of, ends_of
+from tests.bench.readers import COMMITTED_TIMEOUT_S, ends_of
 from tests.bench.report import machine, tell
 from tests.bench.traffic import Traffic
 
@@ -121,17 +122,15 @@ class Bed:
 
     def wait_drained(self, settings: Settings, worker: BenchWorker) -> None:
         """Until every record of the input is committed by the worker's group."""
-        probe = consumer_of(self.client, **{"group.id": settings.app_id})
-        ends = ends_of(probe, settings.clicks_topic)
-        sources = [TopicPartition(settings.clicks_topic, number) for number in ends]
+        with reader(self.client, committed=False, group_id=settings.app_id) as probe:
+            ends = ends_of(probe, settings.clicks_topic)
+            sources = [TopicPartition(settings.clicks_topic, number) for number in ends]
 
-        def drained() -> bool:
-            return all(max(0, at.offset) == ends[at.partition] for at in probe.committed(sources, timeout=10))
+            def drained() -> bool:
+                read_to = probe.committed(sources, timeout=COMMITTED_TIMEOUT_S)
+                return all(max(0, at.offset) == ends[at.partition] for at in read_to)
 
-        try:
             wait_until("the end of the backlog", drained, worker.check, DRAIN_TIMEOUT_S)
-        finally:
-            probe.close()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from stream.stage import FENCE_KEY
 from tests.bench.processes import BenchFailed
 
 READ_TIMEOUT_S = 120.0
+COMMITTED_TIMEOUT_S = 60.0
 LEADER_TIMEOUT_S = 60.0
 _LEADER_ON_ITS_WAY = {
     KafkaError.NOT_LEADER_FOR_PARTITION,

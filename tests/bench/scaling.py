@@ -13,7 +13,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,14 +26,15 @@ from confluent_kafka import Consumer, TopicPartition
 
 from stream.broker.server_settings import free_port
 from stream.settings import Settings
+from stream.topic_reader import reader
 from tests.bench.bed import Bed, Sizes, bed, disk_bytes, now_ms
 from tests.bench.peers.machine import machine, said
 from tests.bench.peers.race import OUT
 from tests.bench.processes import BenchFailed, BenchWorker, wait_until
-from tests.bench.readers import consumer_of, ends_of
+from tests.bench.readers import COMMITTED_TIMEOUT_S, ends_of
 from tests.bench.report import figure, table, tell
 from tests.bench.restore import restored
-from tests.bench.traffic import send_backlog
+from tests.bench.traffic import Pair, send_backlog
 
 LOOK_INTERVAL_S = 0.2
 TIMEOUT_S = 900.0
@@ -189,7 +191,8 @@ def _users(ground: Bed, users: int, events: int) -> list[Case]:
     with ground.worker(settings, f"scaling-{users}") as worker:
         worker.wait_ready(lambda text: None)
         tell(f"{users:,} users: one event each")
-        _send(ground, settings, "once", users, users, each_user_once=True)
+        once = _records(ground, "once", users, users, each_user_once=True)
+        send_backlog(ground.client, settings.clicks_topic, once)
         ground.wait_drained(settings, worker)
         tell(f"{users:,} users: {events:,} events through one worker")
         alone = _watched(ground, settings, [worker], users, events, "one")
@@ -219,41 +222,41 @@ def _shared(*workers: BenchWorker) -> bool:
     return all(parts) and len(states) == 8 and set(states) == {"open"}
 
 
-def _send(
-    ground: Bed, settings: Settings, part: str, users: int, events: int, each_user_once: bool = False
-) -> None:
-    records = ground.traffic(f"{part}-{users}", users).records(
+def _records(ground: Bed, part: str, users: int, events: int, each_user_once: bool = False) -> Iterator[Pair]:
+    return ground.traffic(f"{part}-{users}", users).records(
         events, now_ms() - 60_000, 50_000 / events, each_user_once
     )
-    send_backlog(ground.client, settings.clicks_topic, records)
 
 
 def _watched(
     ground: Bed, settings: Settings, workers: list[BenchWorker], users: int, events: int, part: str
 ) -> Cost:
-    """Send events to workers that have nothing to do, and look at them until all is committed."""
-    probe = consumer_of(ground.client, **{"group.id": settings.app_id})
+    """Send events to workers that have nothing to do, and look at them from then on until all is committed.
+
+    The events are made before the first is sent and sent beside the looks: two workers are about as fast as a source.
+    """
+    made = list(_records(ground, part, users, events))
     processes = [psutil.Process(worker.pid) for worker in workers]
-
-    def look() -> Look:
-        cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
-        return Look(time.monotonic(), _committed(probe, sources), cpu_s)
-
-    try:
+    with (
+        reader(ground.client, committed=False, group_id=settings.app_id) as probe,
+        ThreadPoolExecutor(1) as beside,
+    ):
         sources = [TopicPartition(settings.clicks_topic, p) for p in ends_of(probe, settings.clicks_topic)]
-        before = look().events
-        _send(ground, settings, part, users, events)
-        looks = [look()._replace(events=before), look()]
+
+        def look() -> Look:
+            cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
+            return Look(time.monotonic(), _committed(probe, sources), cpu_s)
 
         def finished() -> bool:
             looks.append(look())
-            return looks[-1].events - before >= events
+            return looks[-1].events - looks[0].events >= events
 
+        looks = [look()]
+        sending = beside.submit(send_backlog, ground.client, settings.clicks_topic, iter(made))
         wait_until(f"{events} events", finished, workers[0].check, TIMEOUT_S, LOOK_INTERVAL_S)
-    finally:
-        probe.close()
+        sending.result()
     return cost_of(looks, events)
 
 
 def _committed(probe: Consumer, sources: list[TopicPartition]) -> int:
-    return sum(max(0, at.offset) for at in probe.committed(sources, timeout=10))
+    return sum(max(0, at.offset) for at in probe.committed(sources, timeout=COMMITTED_TIMEOUT_S))

@@ -122,7 +122,7 @@ def poison(users: Users = 20_000, events: Events = 100_000, model: Model = None)
 
 
 def alerts(users: Users = 20_000, events: Events = 100_000, model: Model = None) -> None:
-    """A backlog with churn timers, and with groups too, against one without; not part of ``bench all``."""
+    """A backlog with churn timers, with groups and with both, against one without; not part of ``bench all``."""
     _run("alerts", model, users=users, events=events)
 
 

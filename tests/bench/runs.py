@@ -25,6 +25,7 @@ KEYS = (
     "alerts_cost",
     "churn_cost",
     "groups_cost",
+    *(f"{way}_worker_us" for way in alerts.WAYS),
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",

@@ -111,10 +111,18 @@ def test_scaling_is_written_as_table_and_json(tmp_path: Path) -> None:
     assert "costs 1.10 times" in page
 
 
-def test_what_alerts_cost_is_split() -> None:
-    """Churn against nothing, groups against churn: their product is everything against nothing."""
-    found = alerts.shares({"without": [90, 110], "churn": [95, 85], "all": [70, 74]})
-    assert found == pytest.approx({"alerts_cost": 0.72, "churn_cost": 0.9, "groups_cost": 0.8})
+def test_what_alerts_cost_is_of_one_round() -> None:
+    """A machine that slows down between rounds changes no share: rates are held against those of their round."""
+    slower = (1.0, 0.5, 0.25)
+    found = {
+        way: [alerts.Ran(rate * speed, worker_us=40.0) for speed in slower]
+        for way, rate in {"without": 100, "churn": 90, "groups": 80, "all": 72}.items()
+    }
+    figures = alerts.figures(found)
+    assert figures["alerts_cost"] == pytest.approx(0.72)
+    assert figures["churn_cost"] == pytest.approx(0.9)
+    assert figures["groups_cost"] == pytest.approx(0.8)
+    assert figures["all_worker_us"] == 40.0
 
 
 def test_a_million_timers_are_as_good_as_a_thousand(tmp_path: Path) -> None:

@@ -19,21 +19,32 @@ class Sources:
         raw: as the reserved row holds it; None at the very beginning.
 
     Attributes:
-        quiet: partitions from which nothing more comes for now (stream/engine/quiet.py): nobody waits for them.
         awakenings: how often one of them spoke again; then all are waited for, until it is known who is quiet still.
     """
 
     def __init__(self, count: int, raw: bytes | None = None) -> None:
         held = struct.unpack(f"<{len(raw) // _TIME_BYTES}q", raw) if raw else ()
         self._reached_ms = [*held, *[0] * (count - len(held))]
-        self.quiet: frozenset[int] = frozenset()
+        self._quiet: frozenset[int] = frozenset()
+        self._watermark_ms: int | None = None  # as known; asked for at nearly every record
         self.awakenings = 0
+
+    @property
+    def quiet(self) -> frozenset[int]:
+        """Partitions from which nothing more comes for now (stream/engine/quiet.py): nobody waits for them."""
+        return self._quiet
+
+    @quiet.setter
+    def quiet(self, partitions: frozenset[int]) -> None:
+        self._quiet, self._watermark_ms = partitions, None
 
     @property
     def watermark_ms(self) -> int:
         """What all have reached that are not quiet; what the furthest has reached when all are. It may fall."""
-        awake = [at for number, at in enumerate(self._reached_ms) if number not in self.quiet]
-        return min(awake) if awake else self.latest_ms
+        if self._watermark_ms is None:
+            awake = [at for number, at in enumerate(self._reached_ms) if number not in self._quiet]
+            self._watermark_ms = min(awake) if awake else self.latest_ms
+        return self._watermark_ms
 
     @property
     def latest_ms(self) -> int:
@@ -55,9 +66,12 @@ class Sources:
             # Where one begins to speak after a pause, the others may be about to: a replay begins everywhere at once.
             self.quiet = frozenset()
             self.awakenings += 1
-        if event_time_ms <= self._reached_ms[partition]:
+        before_ms = self._reached_ms[partition]
+        if event_time_ms <= before_ms:
             return False
         self._reached_ms[partition] = event_time_ms
+        if before_ms == self._watermark_ms:  # who is ahead of the slowest moves nothing
+            self._watermark_ms = None
         return True
 
     def row(self) -> bytes:

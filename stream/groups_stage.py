@@ -56,8 +56,11 @@ _unpack = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class _Event(NamedTuple):
+    """``rows`` are the keys of those that its folds need."""
+
     group: bytes
     event: GroupEvent
+    rows: Sequence[bytes] = ()
 
 
 @dataclass(slots=True)
@@ -85,7 +88,11 @@ class GroupCounts:
 
 def row_key(group: bytes, kind: str, bucket: int) -> bytes:
     """Of the first piece of a row."""
-    return b"%b\0%b\0%b\0" % (group, kind.encode(), bucket.to_bytes(_TIME_BYTES, "big"))
+    return group + _row_suffix(kind, bucket)
+
+
+def _row_suffix(kind: str, bucket: int) -> bytes:
+    return b"\0%b\0%b\0" % (kind.encode(), bucket.to_bytes(_TIME_BYTES, "big"))
 
 
 def parts_of(key: bytes) -> tuple[bytes, str]:
@@ -126,10 +133,12 @@ class GroupsWork:
     ) -> None:
         self.sources = sources
         self._detectors = {detector.kind: detector for detector in detectors}
-        self._of_type: dict[str, list[GroupDetector]] = {}
+        #: By type of groups: kind and bucket of each detector, and the suffix of its rows where it has one bucket.
+        self._of_type: dict[str, list[tuple[str, int, bytes]]] = {}
         for detector in detectors:
             for kind in detector.group_types:
-                self._of_type.setdefault(kind, []).append(detector)
+                rows = detector.kind, detector.bucket_ms, _row_suffix(detector.kind, 0)
+                self._of_type.setdefault(kind, []).append(rows)
         self._late_limit_ms, self._cool_down_ms = late_limit_ms, cool_down_ms
         self._alerts_topic, self._topic_id, self._source = alerts_topic, topic_id, source
         self._fetch = fetch
@@ -148,23 +157,21 @@ class GroupsWork:
         for record in records:
             try:
                 found = read_record(record.key, record.value or b"")
-                if not isinstance(found, GroupEvent):
+                if isinstance(found, GroupEvent):
+                    rows = self._rows_of(record.key, found.event_time_ms)
+                    for key in rows:
+                        keys[key] = None
+                    read.append(_Event(record.key, found, rows))
+                else:
                     read.append(found)
-                    continue
-                keys.update(dict.fromkeys(key for key, _ in self._rows_of(record.key, found)))
             except (msgspec.DecodeError, UnicodeDecodeError):
                 damaged += 1
-            else:
-                read.append(_Event(record.key, found))
         return DecodedGroups(read, list(keys), damaged)
 
-    def _rows_of(self, group: bytes, event: GroupEvent) -> list[tuple[bytes, GroupDetector]]:
+    def _rows_of(self, group: bytes, event_time_ms: int) -> list[bytes]:
         return [
-            (
-                row_key(group, each.kind, event.event_time_ms // each.bucket_ms + 1 if each.bucket_ms else 0),
-                each,
-            )
-            for each in self._of_type.get(group_of(group).type, ())
+            row_key(group, kind, event_time_ms // bucket_ms + 1) if bucket_ms else group + suffix
+            for kind, bucket_ms, suffix in self._of_type.get(group_of(group).type, ())
         ]
 
     # ------------------------------------------------------------------ steps 4 to 6
@@ -209,9 +216,9 @@ class GroupsWork:
         for read in decoded.records:
             if isinstance(read, Erasure):
                 continue
-            said = read if isinstance(read, Watermark) else read.event
-            told_ms, partition = said.event_time_ms, said.partition
-            if sources.advance(partition, told_ms):
+            said = read.event if isinstance(read, _Event) else read
+            told_ms = said.event_time_ms
+            if sources.advance(said.partition, told_ms):
                 moved = True
                 oldest_ms = max(oldest_ms, sources.watermark_ms - self._late_limit_ms)
             if isinstance(read, Watermark):
@@ -220,8 +227,11 @@ class GroupsWork:
             if told_ms < oldest_ms:
                 counts.late += 1
                 continue
-            for key, _ in self._rows_of(read.group, read.event):
-                wanted.setdefault(key, []).append(read.event)
+            for key in read.rows:
+                if (events := wanted.get(key)) is None:
+                    wanted[key] = [read.event]
+                else:
+                    events.append(read.event)
         return wanted, moved
 
     def _fold(
@@ -302,7 +312,9 @@ class GroupsWork:
 
     def _move_timer(self, key: bytes, raw: bytes | None, due_ms: int) -> None:
         old = None if raw is None else _timer(key, raw)
-        self._due.move([] if old is None else [old], [_timer_key(due_ms, key)] if due_ms else [])
+        new = _timer_key(due_ms, key) if due_ms else None
+        if old != new:
+            self._due.move([] if old is None else [old], [] if new is None else [new])
 
     def _pieces(self, key: bytes, raw: bytes | None) -> list[bytes]:
         """The pieces of a row, without the first one's header."""
@@ -322,6 +334,9 @@ class GroupsWork:
     def _write(key: bytes, old: list[bytes], packed: bytes, due_ms: int, written: list[Row]) -> None:
         """The pieces that changed; those that are no longer needed are erased."""
         size = MAX_ROW_BYTES - _HEADER.size
+        if 0 < len(packed) <= size and len(old) <= 1:  # nearly every row
+            written.append((key, _HEADER.pack(_VERSION, 1, due_ms) + packed))
+            return
         new = [packed[start : start + size] for start in range(0, len(packed), size)]
         if new:
             written.append((key, _HEADER.pack(_VERSION, len(new), due_ms) + new[0]))

@@ -159,6 +159,8 @@ class UserRow(msgspec.Struct, array_like=True):
 
     def ordered_again(self) -> tuple[int, Sequence[Order]]:
         """How often a thing was ordered that had been before, and all orders of such things."""
+        if len(self.orders) < 2:
+            return 0, ()
         bought = Counter(order.thing for order in self.orders if order.thing)
         again = [order for order in self.orders if bought[order.thing] > 1]
         return sum(times - 1 for times in bought.values()), again
@@ -192,6 +194,8 @@ _ROWS = PackedRows(UserRow, _VERSION, "A user's row of alerts")
 
 def _longest(orders: Sequence[Order], span_ms: int) -> Sequence[Order]:
     """Of equal ones the first."""
+    if len(orders) < 2:
+        return orders
     start = best_start = best_end = 0
     for end, order in enumerate(orders, 1):
         while order.event_time_ms - orders[start].event_time_ms > span_ms:

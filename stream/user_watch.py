@@ -187,15 +187,18 @@ class UserWatch:
         values = {
             "haste": fastest.haste if fastest else 0.0,
             "orders_at_once": at_once(len(most)),
-            "same_order_again": same_again(repeats),
+            "same_order_again": same_again(repeats) if repeats else 0.0,
             "hardly_looks": known.unlooked if known.orders else 0.0,
         }
         chance = (1.0 - self.anomaly) * known.life
-        predictable = excess_nats(len(known.predictable), max(0.5, chance / WINDOW))
-        surprise = excess_nats(len(known.surprising), max(0.5, chance / ODDITY_EVERY))
+        predictable = surprise = 0.0
+        if known.predictable:
+            predictable = excess_nats(len(known.predictable), max(0.5, chance / WINDOW))
+        if known.surprising:
+            surprise = excess_nats(len(known.surprising), max(0.5, chance / ODDITY_EVERY))
         labelled = -log(max(1.0 - known.labelled, _LEAST_CHANCE))
         beside = (min(predictable, _MOST_PREDICTABLE_NATS), min(surprise, _MOST_SURPRISE_NATS), labelled)
-        return _Terms(tuple(values[code] for code in OWN_TERMS), beside, fastest, most, repeats, again)
+        return _Terms(tuple([values[code] for code in OWN_TERMS]), beside, fastest, most, repeats, again)
 
     @staticmethod
     def _reasons(known: UserRow, terms: _Terms, nats: tuple[float, ...], least: int) -> list[_Reason]:
@@ -235,6 +238,8 @@ class UserWatch:
             seen: Sequence[Seen]
             if what == "events":
                 times, seen = known.most_events(span_ms)
+            elif len(known.orders) <= limit:
+                continue
             else:
                 one = what == "orders of one item"
                 seen = known.most_orders_of_a_thing(span_ms) if one else known.most_orders(span_ms)
@@ -258,11 +263,10 @@ def _fastest(known: UserRow) -> _Fastest | None:
     if known.marks:
         mark = min(known.marks, key=lambda mark: mark.took_ms)
         told.append(_Fastest(haste(mark.took_ms, TEMPO_EVENTS), TEMPO_EVENTS, mark.took_ms, [mark]))
-    paced = [order for order in known.orders if order.pace_ms >= 0]
-    if paced:
+    if known.orders and (paced := [order for order in known.orders if order.pace_ms >= 0]):
         order = min(paced, key=lambda order: order.pace_ms)
         told.append(_Fastest(haste(order.pace_ms, PACE_EVENTS), PACE_EVENTS, order.pace_ms, [order]))
-    return max(told, key=lambda each: each.haste, default=None)
+    return max(told, key=lambda each: each.haste) if told else None
 
 
 def _surprise(odd: Sequence[Odd]) -> str:

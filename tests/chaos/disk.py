@@ -66,10 +66,15 @@ def stores(data_dir: Path) -> list[Path]:
     return sorted(current.parent for current in data_dir.glob("*/*/CURRENT"))
 
 
+def undamaged(data_dir: Path) -> list[Path]:
+    """Stores that can still be opened: none whose files were damaged and that no worker has found out about."""
+    return [folder for folder in stores(data_dir) if not (folder / TAMPERED_FILE).exists()]
+
+
 def run_ahead(data_dir: Path) -> int:
     """Falsify stores: a position beyond the changelog, and one row that nobody wrote; how many it were."""
     count = 0
-    for folder in stores(data_dir):
+    for folder in undamaged(data_dir):
         with _opened(folder) as database:
             position = database.get(POSITION_KEY)
             if position is not None:
@@ -85,7 +90,7 @@ def run_ahead(data_dir: Path) -> int:
 def age(data_dir: Path, days: int) -> int:
     """Have stores be last written some days earlier; how many it were."""
     count = 0
-    for folder in stores(data_dir):
+    for folder in undamaged(data_dir):
         with _opened(folder) as database:
             seen = database.get(SEEN_KEY)
             if seen is not None:

@@ -76,6 +76,7 @@ def play_damaged_file(played: Scene) -> None:
     played.settle()
     worker.terminate()
     assert disk.damage(worker.data_dir, random.Random(3)) is not None
+    assert len(disk.undamaged(worker.data_dir)) == 1  # of two; no other fault may open the damaged one
     played.drive(1000)
     played.settle()
     said = played.fleet.logs["A"].said("local rows thrown away", earlier_lives=True)

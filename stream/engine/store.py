@@ -91,13 +91,13 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._db = rocksdict.Rdict(str(self.folder), options=options)
+                self._db = _opened(self.folder, options)
             except Exception as error:
                 if not _is_damage(error):
                     raise
                 self._throw_away(str(error))
                 self.folder.mkdir(parents=True)
-                self._db = rocksdict.Rdict(str(self.folder), options=options)
+                self._db = _opened(self.folder, options)
         except OSError as error:
             raise StoreError(_not_writable(self.folder, error)) from error
         except Exception as error:  # rocksdict raises bare Exception with RocksDB's status as text
@@ -301,6 +301,12 @@ class Store:
             database.close()
         except Exception as error:
             raise self._failed("Closing", error) from error
+
+
+def _opened(folder: Path, options: rocksdict.Options) -> rocksdict.Rdict:
+    # Of a database that exists already, rocksdict reads options of the column family from its file, where the filter is
+    # not: unless they are given too, nothing asks a filter any more.
+    return rocksdict.Rdict(str(folder), options=options, column_families={"default": options})
 
 
 def _is_damage(error: Exception) -> bool:

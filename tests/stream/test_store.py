@@ -40,6 +40,22 @@ def test_rows_position_and_changelog_come_back_after_a_close(tmp_path: Path) -> 
     store.close()
 
 
+def test_a_store_that_was_opened_again_goes_on_writing_filters(tmp_path: Path) -> None:
+    """Options of a database that exists are those of a new one: its filters are asked, and files get theirs."""
+
+    def filter_bytes(store: Store) -> int:
+        told = str(store.database.property_value("rocksdb.aggregated-table-properties"))
+        return int(told.split("filter block size=")[1].split(";", 1)[0])
+
+    for life in range(2):
+        store = opened(tmp_path / "0")
+        before = filter_bytes(store)
+        store.apply([(b"u%d-%05d" % (life, user), b"row") for user in range(2_000)], life, CHANGELOG, 1)
+        store.database.flush()
+        assert filter_bytes(store) - before > 2_000
+        store.close()
+
+
 WRITES_AND_DIES = """
 import os, sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """What the clicks stage tells the second stage: records keyed by group, in the transaction of their clicks.
 
     shop     every order (a purchase that names its shop)
-    item     every order; of one with lines, each of its items
+    item     every order; of one with lines, each of its items; visits to which users come back again and again
     device   every order; where no device is named, the address
     user     what is out of the ordinary (stream/user_news.py)
 
@@ -98,9 +98,9 @@ class GroupRecords:
     def __init__(self, topic: str, partitions: int, kinds: Iterable[str]) -> None:
         self._outputs = [routed(topic, number) for number in range(partitions)]
         kinds = frozenset(kinds)
-        self._shops, self._items, self._devices = SHOP in kinds, ITEM in kinds, DEVICE in kinds
-        #: Whether `messages` wants news of users.
-        self.users = USER in kinds
+        self._shops, self._devices = SHOP in kinds, DEVICE in kinds
+        #: Whether `messages` wants news of users, and insistent visits of items.
+        self.users, self.items = USER in kinds, ITEM in kinds
         self._told_ms = 0
 
     def messages(
@@ -111,6 +111,7 @@ class GroupRecords:
         gap_ms: np.ndarray,
         session_position: np.ndarray,
         news: UserNews | None = None,
+        insistent: np.ndarray | None = None,
     ) -> dict[str, list[Message]]:
         """Messages by output, in the order of the events.
 
@@ -121,14 +122,18 @@ class GroupRecords:
             gap_ms: (M,) since each user's event before, -1 for the first.
             session_position: (M,) from 1.
             news: of users, about these events.
+            insistent: (M,) whether the visit is one of ``stream.insistence``; None for none.
         """
         found: dict[str, list[Message]] = {}
         if not len(events):
             return found
         outputs, count = self._outputs, len(self._outputs)
-        for place in [place for place, event in enumerate(events) if event.action == "purchase"]:
+        told = {place for place, event in enumerate(events) if event.action == "purchase"}
+        if insistent is not None and self.items:
+            told.update(np.flatnonzero(insistent).tolist())
+        for place in sorted(told):
             event = events[place]
-            keys = self._keys(event)
+            keys = self._keys(event) if event.action == "purchase" else self._keys_of_visit(event)
             if not keys:
                 continue
             value = _pack(
@@ -210,7 +215,7 @@ class GroupRecords:
             keys.append(_key(SHOP, event.shop_id))
         if event.extra and announced(event):
             return keys
-        if self._items:
+        if self.items:
             if event.item_id:
                 keys.append(_key(ITEM, event.item_id))
             for line in (event.lines or ())[:_MOST_LINES]:
@@ -219,6 +224,10 @@ class GroupRecords:
         if self._devices and (device := event.device_id or event.ip):
             keys.append(_key(DEVICE, device))
         return keys
+
+    @staticmethod
+    def _keys_of_visit(event: Event) -> list[bytes]:
+        return [] if event.item_id is None or announced(event) else [_key(ITEM, event.item_id)]
 
     def _tell(self, latest_ms: int, partition: int, found: dict[str, list[Message]]) -> None:
         if latest_ms < self._told_ms + TELL_MS:

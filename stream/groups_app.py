@@ -11,6 +11,7 @@ import structlog
 
 from models.fraud.own_terms import OwnScores, plain_scores
 from stream.alert_calibration import LabelledAlerts
+from stream.boosted_items import BoostedItems
 from stream.broker.topics import TopicInfo, describe_all
 from stream.brushed_shops import BrushedShops
 from stream.engine.exit import end_process
@@ -55,6 +56,7 @@ def detectors_of(
     found: list[GroupDetector] = [
         BrushedShops(OrderBrushing(topic, late_limit_ms=late_limit_ms)),
         ItemFarms(topic, late_limit_ms=late_limit_ms),
+        BoostedItems(topic),
         user_watch(settings, topic, scores),
     ]
     kinds = {each.kind for each in found}

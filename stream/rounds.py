@@ -19,6 +19,7 @@ from models.churn import ReturnCurves
 from models.vocabulary import ActionVocabulary
 from stream.churn_alerts import ChurnAlertRenderer
 from stream.events import Event
+from stream.insistence import insistent_visits
 from stream.model_step import ServedModel, part_of
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
@@ -297,6 +298,8 @@ class ClicksRounds:
         slots = (touched - np.repeat(row_starts, np.diff(packed_at))).tolist()
         times_ms = columns["event_time_ms"]
         news = self._news(folded, scores)
+        of_items = any(request.tells_of_items for request in folded.requests)
+        insistent = insistent_visits(columns) if of_items else np.zeros(len(applied), np.bool_)
         rendered: list[Rendered] = []
         for number, request in enumerate(folded.requests):
             here = slice(packed_at[number], packed_at[number + 1])
@@ -308,6 +311,7 @@ class ClicksRounds:
                 None if news is None else news.between(here_applied.start, here_applied.stop),
                 gap_ms=columns["gap_ms"][here_applied],
                 session_position=columns["session_position"][here_applied],
+                insistent=insistent[here_applied],
             )
             rendered.append(
                 request.rendered(

@@ -115,6 +115,11 @@ class ClicksRequest:
         """Whether the second stage wants news of users."""
         return self.work.groups is not None and self.work.groups.users
 
+    @property
+    def tells_of_items(self) -> bool:
+        """Whether the second stage wants to hear of items."""
+        return self.work.groups is not None and self.work.groups.items
+
     def groups(
         self, applied: np.ndarray, news: UserNews | None = None, **of_each: np.ndarray
     ) -> dict[str, list[Message]]:

@@ -44,6 +44,8 @@ PURE = [
     Path("stream/order_brushing.py"),
     Path("stream/engagements.py"),
     Path("stream/item_farms.py"),
+    Path("stream/boosted_items.py"),
+    Path("stream/insistence.py"),
     Path("stream/fraud_alerts.py"),
     Path("stream/group_detectors.py"),
     Path("stream/group_sources.py"),

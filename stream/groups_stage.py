@@ -25,10 +25,10 @@ from stream.alert_records import alert_message
 from stream.alerts import END_MS, Alert
 from stream.errors import BrokenInvariant, DamagedRow
 from stream.group_detectors import MAX_ROW_BYTES, GroupDetector, GroupEvent, Said, hold_back
+from stream.group_due import DueRows
 from stream.group_erasure import Erasures
 from stream.group_records import Erasure, Watermark, group_of, read_record
 from stream.group_sources import Sources
-from stream.silence import SortedIndex
 from stream.stage import Message, Rendered, Row
 
 __all__ = ["DecodedGroups", "GroupCounts", "GroupsWork", "Sources"]
@@ -144,9 +144,7 @@ class GroupsWork:
         self._fetch = fetch
         self._erasures = Erasures((), lambda *_: []) if erasures is None else erasures
         self._observe = observe
-        self._due = SortedIndex(
-            timer for key, raw in stored if key[-1:] == b"\0" and (timer := _timer(key, raw)) is not None
-        )
+        self._due = DueRows((key, _header(raw)[2]) for key, raw in stored if key[-1:] == b"\0")
 
     # ------------------------------------------------------------------ step 2
 
@@ -183,7 +181,7 @@ class GroupsWork:
         raws = dict(zip(decoded.keys, rows, strict=True))
         watermark_ms = self.sources.watermark_ms
         horizon_ms = max(watermark_ms, self._horizon_ms(now_ms))
-        due = [key for key in self._due_keys(horizon_ms, MOST_DUE) if key not in wanted]
+        due = [key for key in self._due.until(horizon_ms, MOST_DUE) if key not in wanted]
         counts.due = len(due)
         missing = [key for key in due if key not in raws]
         raws.update(zip(missing, self._fetch(missing), strict=True))
@@ -246,10 +244,10 @@ class GroupsWork:
         """One row through its detector; what it writes goes to ``written``."""
         group, kind = parts_of(key)
         detector = self._detectors.get(kind)
-        old = self._pieces(key, raw)
+        old, old_due_ms = self._stored(key, raw)
         if detector is None:  # of a build or a setting that had it
             self._write(key, old, b"", 0, written)
-            self._move_timer(key, raw, 0)
+            self._due.move(key, old_due_ms, 0)
             return []
         kept = _unpack(b"".join(old)) if old else _Kept(None, None)
         fold = detector.fold(group_of(group), kept.row, events, watermark_ms)
@@ -275,7 +273,7 @@ class GroupsWork:
         nothing = row is None and said is None
         due_ms = 0 if nothing or due_ms is None else max(due_ms, watermark_ms + 1)
         self._write(key, old, b"" if nothing else _pack(_Kept(row, said)), due_ms, written)
-        self._move_timer(key, raw, due_ms)
+        self._due.move(key, old_due_ms, due_ms)
         return alerts
 
     def _without_erased(
@@ -298,37 +296,34 @@ class GroupsWork:
             if key[-1:] != b"\0" or key in folded:
                 continue
             group, kind = parts_of(key)
-            detector, old = self._detectors.get(kind), self._pieces(key, raw)
+            detector = self._detectors.get(kind)
+            old, old_due_ms = self._stored(key, raw)
             packed = b"".join(old)
             if detector is None or not self._erasures.named_in(group, packed):
                 continue
             kept = _unpack(packed)
             row, said = self._without_erased(group, detector, kept.row, kept.said)
             nothing = row is None and said is None
-            due_ms = 0 if nothing else _header(raw)[2]
+            due_ms = 0 if nothing else old_due_ms
             self._write(key, old, b"" if nothing else _pack(_Kept(row, said)), due_ms, written)
-            self._move_timer(key, raw, due_ms)
+            self._due.move(key, old_due_ms, due_ms)
         written += self._erasures.end()
 
-    def _move_timer(self, key: bytes, raw: bytes | None, due_ms: int) -> None:
-        old = None if raw is None else _timer(key, raw)
-        new = _timer_key(due_ms, key) if due_ms else None
-        if old != new:
-            self._due.move([] if old is None else [old], [] if new is None else [new])
-
-    def _pieces(self, key: bytes, raw: bytes | None) -> list[bytes]:
-        """The pieces of a row, without the first one's header."""
+    def _stored(self, key: bytes, raw: bytes | None) -> tuple[list[bytes], int]:
+        """The pieces of a row, without the first one's header, and when it is due."""
         if raw is None:
-            return []
-        version, count, _ = _header(raw)
+            return [], 0
+        version, count, due_ms = _header(raw)
         if version != _VERSION:
             raise DamagedRow(
                 f"A row of groups is of version {version}; this build reads {_VERSION}. Use the build that wrote it."
             )
-        rest = self._fetch([_piece_key(key, number) for number in range(1, count)]) if count > 1 else []
+        if count == 1:
+            return [raw[_HEADER.size :]], due_ms
+        rest = self._fetch([_piece_key(key, number) for number in range(1, count)])
         if None in rest:
             raise DamagedRow(f"A row of groups lacks pieces: {key!r}. Restore the store.")
-        return [raw[_HEADER.size :], *(piece for piece in rest if piece is not None)]
+        return [raw[_HEADER.size :], *(piece for piece in rest if piece is not None)], due_ms
 
     @staticmethod
     def _write(key: bytes, old: list[bytes], packed: bytes, due_ms: int, written: list[Row]) -> None:
@@ -361,12 +356,7 @@ class GroupsWork:
         if self._erasures.pending:
             return True
         horizon_ms = max(self.sources.watermark_ms, self._horizon_ms(now_ms))
-        return bool(self._due_keys(horizon_ms, 1))
-
-    def _due_keys(self, horizon_ms: int, most: int) -> list[bytes]:
-        """Keys of the rows that are due by then, the earliest first."""
-        timers = self._due.timers_before(_timer_key(horizon_ms + 1, b""), most)
-        return [timer[_TIME_BYTES:] for timer in timers]
+        return bool(self._due.until(horizon_ms, 1))
 
     # ------------------------------------------------------------------ step 9
 
@@ -379,15 +369,6 @@ def _header(raw: bytes) -> tuple[int, int, int]:
         raise DamagedRow(f"A row of groups has {len(raw)} bytes. Restore the store.")
     version, count, due_ms = _HEADER.unpack_from(raw)
     return version, count, due_ms
-
-
-def _timer_key(due_ms: int, key: bytes) -> bytes:
-    return due_ms.to_bytes(_TIME_BYTES, "big") + key
-
-
-def _timer(key: bytes, raw: bytes) -> bytes | None:
-    due_ms = _header(raw)[2]
-    return _timer_key(due_ms, key) if due_ms else None
 
 
 def _piece_key(key: bytes, number: int) -> bytes:

@@ -109,6 +109,13 @@ class UserRow(msgspec.Struct, array_like=True):
         """The watermark at which nothing of it counts any more."""
         return self.latest_ms + _WEEK_MS
 
+    @property
+    def plain(self) -> bool:
+        """Whether it holds one order at most, without a pace, and nothing else."""
+        if self.marks or self.predictable or self.surprising or self.labelled or len(self.orders) > 1:
+            return False
+        return not self.orders or self.orders[0].pace_ms < 0
+
     def take(self, event: UserEvent) -> None:
         """Remember an event."""
         self.user_id, self.life = event.user_id, event.life_events
@@ -207,7 +214,10 @@ def _longest(orders: Sequence[Order], span_ms: int) -> Sequence[Order]:
 
 def _keep(kept: list[Any], new: Seen, most: int) -> bool:
     """Put an event in its place in time; whether the oldest had to leave for it."""
-    insort(kept, new, key=_place)
+    if not kept or kept[-1].event_time_ms < new.event_time_ms:
+        kept.append(new)
+    else:
+        insort(kept, new, key=_place)
     if len(kept) <= most:
         return False
     del kept[0]

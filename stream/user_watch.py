@@ -157,6 +157,8 @@ class UserWatch:
         return None if UserRow.of_row(row).user_id in users else row
 
     def _judged(self, known: UserRow, event: UserEvent) -> Alert | None:
+        if known.plain and self.scores().judge(known.life, *_plain_terms(known)).score < self.threshold:
+            return None
         terms = self._terms(known)
         judged = self.scores().judge(known.life, terms.values, terms.beside)
         broken = self._broken(known)
@@ -256,6 +258,12 @@ class UserWatch:
             if value := getattr(seen, name):
                 entry[name] = value
         return entry
+
+
+def _plain_terms(known: UserRow) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Values by `OWN_TERMS` and nats by `_BESIDE` of a plain row, as nearly all are; it breaks no rule."""
+    looks = known.unlooked if known.orders else 0.0
+    return (0.0, 0.0, 0.0, looks), (0.0, 0.0, 0.0)
 
 
 def _fastest(known: UserRow) -> _Fastest | None:

@@ -49,6 +49,7 @@ PURE = [
     Path("stream/fraud_alerts.py"),
     Path("stream/group_detectors.py"),
     Path("stream/group_sources.py"),
+    Path("stream/group_due.py"),
     Path("stream/brushed_shops.py"),
     Path("stream/user_news.py"),
     Path("stream/user_row.py"),

@@ -81,6 +81,7 @@ class Engine(Service):
         group: the consumer group; the app id unless told otherwise.
         wait_ms: how long a partition's oldest chunk may wait for a fuller micro-batch; as the settings say for clicks
             unless told otherwise; so is ``batch_limit``, records in a micro-batch of one partition.
+        rest_s: pause after few records were read.
     """
 
     partition_class: type[Partition] = Partition
@@ -96,6 +97,7 @@ class Engine(Service):
         group: str | None = None,
         wait_ms: float | None = None,
         batch_limit: int | None = None,
+        rest_s: float = REST_S,
         metrics: EngineMetrics | None = None,
         probe: Probe = no_probe,
         clock: Callable[[], int] = lambda: int(time.time() * 1000),
@@ -110,6 +112,7 @@ class Engine(Service):
         self.folder: Path = settings.data_dir / table
         self._batch_limit = batch_limit or settings.max_batch_size
         self._wait_ms = settings.partition_wait_ms if wait_ms is None else wait_ms
+        self._rest_s = rest_s
         self._prepare, self._release = prepare, release
         self._plan: Plan | None = None
         self._metrics = metrics or EngineMetrics()
@@ -307,7 +310,7 @@ class Engine(Service):
         if 0 < sum(map(len, fetched.values())) < FEW_RECORDS:
             # aiokafka asks again as soon as a partition is read empty; at some thousand events a second that was a
             # thousand requests of a record or two, and the broker's main cost. Reading a little later takes more.
-            await asyncio.sleep(REST_S)
+            await asyncio.sleep(self._rest_s)
 
     def _steer(self) -> bool:
         """Open what is verified, pause what is full, resume what has drained; whether any is still on its way."""

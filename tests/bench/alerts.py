@@ -87,10 +87,13 @@ def ran(bed: Bed, part: str, way: str) -> Ran:
     counted = events - written.ready
     used, whole = watch.used_s(first_s, last_s), watch.used_s(first_s, rest_s)
     return Ran(
-        written.events_per_s,
-        *(1e6 * one.get(name, 0.0) / counted for one in (used, whole) for name in ("worker", "broker")),
-        counters.get("foreclick_groups_events_total", 0.0) / events,
-        rest_s - last_s if groups else 0.0,
+        events_per_s=written.events_per_s,
+        worker_us=1e6 * used.get("worker", 0.0) / counted,
+        broker_us=1e6 * used.get("broker", 0.0) / counted,
+        worker_whole_us=1e6 * whole.get("worker", 0.0) / counted,
+        broker_whole_us=1e6 * whole.get("broker", 0.0) / counted,
+        records=counters.get("foreclick_groups_events_total", 0.0) / events,
+        late_s=rest_s - last_s if groups else 0.0,
     )
 
 

@@ -24,7 +24,7 @@ from stream.settings import load_settings
 from stream.user_news import ODDITIES, TOO_PREDICTABLE, UserEvent
 from stream.user_row import MOST_ORDERS, UserRow
 from stream.user_scores import user_watch
-from stream.user_watch import UserWatch, countable
+from stream.user_watch import UserWatch, _plain_terms, countable
 
 SECOND_MS, HOUR_MS = 1_000, 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -349,6 +349,20 @@ def test_a_user_who_begins_anew_is_another_one() -> None:
         run([[*events, *(order(100 * SECOND_MS + n, n, every=4, item_id=f"i{n % 2}") for n in range(1, 7))]])
         == []
     )
+
+
+@pytest.mark.parametrize(
+    "events", [[], [order(0, 1)], [order(0, 3, every=1)], [order(0, 1, pace_ms=5)], [told(0, 8)]]
+)
+def test_a_plain_row_is_judged_as_all_are(events: list[UserEvent]) -> None:
+    """The short way for a row of one order at most gives the terms of the long one, and breaks no rule."""
+    row = UserRow()
+    for event in events:
+        row.take(event)
+    assert row.plain == all(event.pace_ms < 0 for event in events)
+    if row.plain:
+        assert WATCH._terms(row)[:2] == _plain_terms(row)
+        assert replace(WATCH, limits=dict.fromkeys(RULES.limits, 1))._broken(row) == []
 
 
 def test_a_row_is_forgotten_a_week_after_its_last_event() -> None:

@@ -7,7 +7,8 @@ coincidence would give less than once among all of them are left out of it, a fe
 outliers. Beyond what the reference shows, a tail goes on as an exponential.
 
 One term that is very rare is enough, and so are several that are somewhat rare together: half of the weight has the
-sum of all nats, whose own tail is the reference's, so that terms which honest users have together count less.
+sum of all nats, whose own tail is the reference's, so that terms which honest users have together count less. What
+habits say of somebody who buys much is one and the same and counts once, and buying much proves no coordination.
 
 Source: the combination is the harmonic mean p-value (Wilson, 2019), valid when the terms depend on each other.
 """
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from models.fraud.watch import GROUP_TERMS, TERMS
 
-__all__ = ["BUCKET_EDGES", "Reference", "cross_fitted", "reference_of"]
+__all__ = ["BUCKET_EDGES", "Reference", "cross_fitted", "life_tail", "once", "reference_of"]
 
 BUCKET_EDGES = (4, 8, 16, 32, 64, 128, 256)
 _MEMBERS = 300
@@ -32,6 +33,10 @@ _FIRST_CUT, _CUT = 0.75, 0.90
 _TRIMS = 4
 _MOST_SCALE, _LEAST_SCALE = 2.5, 0.4
 _LOG2 = log(2.0)
+_HASTE = TERMS.index("haste")
+_BUYING = [TERMS.index(term) for term in ("orders_at_once", "same_order_again", "hardly_looks")]
+#: One user in so many buys much for reasons of their own; that somebody buys more still says little more.
+_HEAVY_BUYERS = 30
 
 
 def bucket_of(events: NDArray) -> NDArray[np.int64]:
@@ -75,8 +80,7 @@ class Reference:
         nats = reference.nats(events, values)
         worst = np.zeros(user.max() + 1)
         np.maximum.at(worst, user, nats)
-        lives = worst[np.unique(user[kept])]
-        return replace(reference, fused=np.array(_tail(lives, _CUT, False)))
+        return replace(reference, fused=np.array(life_tail(worst[np.unique(user)], log(n_users) + 1.0)))
 
     @classmethod
     def _fit_terms(cls, events: NDArray, values: NDArray, at: float, users: int) -> Reference:
@@ -90,15 +94,15 @@ class Reference:
             tails.append([_tail(values[chosen, t], at, t in GROUP_TERMS) for t in range(values.shape[1])])
         cut, share, scale = np.moveaxis(np.array(tails), 2, 0)
         draft = cls(cut, share, scale, np.array([0.0, 0.5, 1.0]), users, np.zeros(3))
-        sums = _sum(draft.terms(events, values))
+        sums = _sum(once(draft.terms(events, values)))
         return replace(draft, summed=np.array(_tail(sums, at, True)))
 
     def nats(self, events: NDArray, values: NDArray) -> NDArray[np.float64]:
         """Fused nats of rows, (R,): -log of the harmonic mean of the tail chances of terms and sum."""
-        return self.fuse(self.terms(events, values))
+        return self.fuse(once(self.terms(events, values)))
 
     def fuse(self, each: NDArray) -> NDArray[np.float64]:
-        """Fused nats, (R,), of the nats of terms, (R, any)."""
+        """Fused nats, (R,), of the nats of terms, (R, any), with what says the same counted ``once``."""
         together = _nats(_sum(each), *self.summed)
         most = np.maximum(each.max(axis=1), together)
         return most + np.log(0.5 * np.exp(each - most[:, None]).mean(axis=1) + 0.5 * np.exp(together - most))
@@ -110,7 +114,7 @@ class Reference:
         # A habit rarer than one in the whole reference is not known to be rarer still.
         most = log(self.users)
         own = [term for term in range(nats.shape[1]) if term not in GROUP_TERMS]
-        nats[:, own] = np.minimum(nats[:, own], most + np.log1p(np.maximum(nats[:, own] - most, 0.0)))
+        nats[:, own] = _bounded(nats[:, own], most)
         return nats
 
     def level(self, nats: NDArray) -> NDArray[np.float64]:
@@ -137,6 +141,50 @@ class Reference:
             name: np.array(values[name], np.float64) for name in cls.__dataclass_fields__ if name != "users"
         }
         return cls(**tables, users=int(values["users"]))
+
+
+def _bounded(nats: NDArray, most: float) -> NDArray[np.float64]:
+    """Nats, of which those beyond ``most`` hardly count."""
+    return np.minimum(nats, most + np.log1p(np.maximum(nats - most, 0.0)))
+
+
+def once(nats: NDArray) -> NDArray[np.float64]:
+    """Nats of TERMS, (R, T), with what they say of somebody who buys much, in haste or not, counted once.
+
+    The rarest of these habits stays, the others are 0; those of orders are bounded, haste is not.
+    """
+    counted = nats.copy()
+    counted[:, _BUYING] = _bounded(nats[:, _BUYING], log(_HEAVY_BUYERS))
+    alike = [_HASTE, *_BUYING]
+    rarest = counted[:, alike].argmax(axis=1)
+    counted[:, alike] *= rarest[:, None] == np.arange(len(alike))
+    return counted
+
+
+def life_tail(lives: NDArray, most: float) -> tuple[float, float, float]:
+    """Cut, share above it and scale of the tail of fused nats, as if nobody attacked.
+
+    Beyond ``most`` are attackers, but honest users too: leaving them out makes the tail of the others look short. So
+    what is up to there is fitted as an exponential that is cut off there (maximum likelihood); it also says how many
+    honest users are beyond.
+    """
+    usual = lives[lives <= most]
+    if len(usual) < 2:
+        return 0.0, 0.5, 1.0
+    cut = float(np.quantile(usual, _FIRST_CUT))
+    above = usual[usual > cut] - cut
+    if not len(above):
+        return cut, 1.0 / (len(usual) + 2.0), 1.0
+    # The mean of an exponential that ends at ``length`` grows with its scale.
+    length, least, greatest = most - cut, _LEAST_SCALE, _MOST_SCALE
+    for _ in range(40):
+        scale = (least + greatest) / 2
+        if scale - length / np.expm1(length / scale) < above.mean():
+            least = scale
+        else:
+            greatest = scale
+    honest = (len(above) + 1.0) / -np.expm1(-length / scale)
+    return cut, float(honest / (len(usual) - len(above) + honest + 1.0)), scale
 
 
 def _sum(nats: NDArray) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from models.fraud.fusion import BUCKET_EDGES, Reference
+from models.fraud.fusion import BUCKET_EDGES, Reference, once
 from models.fraud.watch import TERMS
 
 __all__ = ["OWN_TERMS", "Judged", "OwnScores", "at_once", "haste", "plain_scores", "same_again", "unlooked"]
@@ -74,6 +74,8 @@ class OwnScores:
 
     def __init__(self, reference: Reference | None = None) -> None:
         self._reference = reference or _plain()
+        # The plain limits were set for all terms as they are.
+        self._counted = once if reference else np.copy
         self._most = [inf if reference else most for *_, most in _PLAIN.values()]
         self._judged = lru_cache(_KEPT)(self._judge)
 
@@ -91,7 +93,8 @@ class OwnScores:
         row = np.zeros((1, len(TERMS)))
         row[0, _PLACES] = np.minimum(values, self._most)
         nats = self._reference.terms(np.array([(1, *BUCKET_EDGES)[bucket]]), row)
-        fused = self._reference.fuse(np.append(nats, [beside], axis=1) if beside else nats)
+        counted = self._counted(nats)
+        fused = self._reference.fuse(np.append(counted, [beside], axis=1) if beside else counted)
         score = float(self._reference.level(fused)[0])
         return Judged(round(score, 6), tuple(nats[0, _PLACES].tolist()))
 

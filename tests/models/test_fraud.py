@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.fraud.crowds import Crowds
-from models.fraud.fusion import Reference, cross_fitted, scores_of
+from models.fraud.fusion import Reference, cross_fitted, life_tail, once, scores_of
 from models.fraud.habits import KINDS as HABITS
 from models.fraud.habits import Habits
 from models.fraud.measuring import average_precision, recall_at
@@ -238,6 +238,39 @@ def test_many_attackers_hide_one_another_only_so_far() -> None:
     events = np.full(1000, 20)
     reference = Reference.fit(events, values, np.ones(1000, bool), np.arange(1000))
     assert reference.terms(events, values)[:, path].max() > 4.0
+
+
+def test_buying_much_is_one_fact() -> None:
+    """Of haste and habits of orders the rarest counts, that of orders bounded; all other terms stay as they are."""
+    row = np.arange(1.0, len(TERMS) + 1)[None]
+    buying = [TERMS.index(term) for term in ("haste", "orders_at_once", "same_order_again", "hardly_looks")]
+    row[0, buying] = (4.0, 12.0, 9.0, 5.0)
+    counted = once(row)[0]
+    assert counted[buying[1]] == pytest.approx(np.log(30) + np.log1p(12.0 - np.log(30)))
+    assert not counted[[buying[0], *buying[2:]]].any()
+    others = [term for term in range(len(TERMS)) if term not in buying]
+    assert np.array_equal(counted[others], row[0, others])
+
+
+def test_heavy_buyer_is_less_odd_than_whoever_coordinates() -> None:
+    """Somebody who buys as nobody else does, alone, has less to explain than one group term as rare gives."""
+    rng = np.random.default_rng(0)
+    values = rng.exponential(1.0, (1000, len(TERMS)))
+    reference = Reference.fit(np.full(1000, 20), values, np.ones(1000, bool), np.arange(1000))
+    heavy, member = np.zeros((2, 1, len(TERMS)))
+    heavy[0, [TERMS.index(term) for term in ("orders_at_once", "same_order_again", "hardly_looks")]] = 12.0
+    member[0, TERMS.index("ordered")] = 12.0
+    assert reference.level(reference.nats(np.array([20]), heavy))[0] < 0.99
+    assert reference.level(reference.nats(np.array([20]), member))[0] > 0.99
+
+
+def test_tail_of_lives_is_that_of_those_who_were_left_out_too() -> None:
+    """However many attackers are beyond the bound, one honest life in a hundred is beyond its quantile."""
+    lives = np.random.default_rng(0).exponential(2.0, 4000)
+    for attackers in (0, 1000):
+        cut, share, scale = life_tail(np.append(lives, np.full(attackers, 50.0)), 7.0)
+        assert scale == pytest.approx(2.0, rel=0.15)
+        assert (lives > cut + scale * np.log(share / 0.01)).mean() == pytest.approx(0.01, abs=0.005)
 
 
 def test_score_keeps_the_order_of_nats() -> None:

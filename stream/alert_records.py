@@ -28,8 +28,7 @@ def alert_message(alert: Alert, topic_id: str, source: str) -> Message:
     subject = printable_subject(alert.subject)
     # Where the evidence begins, and the moment of the verdict: the same however often the worker starts again.
     first = alert.evidence[0]["source"] if alert.evidence else {"partition": 0, "offset": 0}
-    # The kind comes first, since the place is not one in the source of the stage that writes this: what takes the
-    # source's offset from an id (engine/unfinished.py) finds none here.
+    # The kind comes first, since the place is not one in the source of the stage that writes this.
     name = f"{alert.kind}/{topic_id}/{first['partition']}/{first['offset']}/{alert.event_time_ms}/{subject}"
     headers: list[tuple[str, bytes | None]] = [
         *constant_headers(ALERT_TYPE, source),

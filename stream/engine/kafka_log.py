@@ -18,8 +18,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream.broker.topics import TopicInfo
-from stream.engine.transaction import Batch, TakenOver, Transactions, batches_of
-from stream.engine.unfinished import decided_to_commit, tail_of
+from stream.engine.batches import Batch, batches_of
+from stream.engine.refusals import TakenOver
+from stream.engine.transaction import Transactions
+from stream.engine.unfinished import end_unfinished
+from stream.engine.wire import Place
 from stream.errors import BrokenInvariant, TopicError
 from stream.stage import FENCE_KEY, Message, Row
 
@@ -28,7 +31,6 @@ SETTLE_TIMEOUT_S = 40.0  # longer than the broker needs to abort a transaction o
 STALL_TIMEOUT_S = 30.0
 RESTORE_FETCH_BYTES = 4 << 20
 CLOSE_TIMEOUT_S = 3.0
-FORGOTTEN_AFTER_S = 1.0
 
 logger = structlog.get_logger("foreclick.log")
 
@@ -76,7 +78,7 @@ class TopicSet:
         )
 
 
-def place_of(output: str, partition: int) -> tuple[str, int]:
+def place_of(output: str, partition: int) -> Place:
     """Topic and partition of an output; ``partition`` where it names none."""
     topic, _, number = output.partition("/")
     return topic, int(number) if number else partition
@@ -103,6 +105,12 @@ class Offsets:
 
     async def beginning(self, partition: TopicPartition) -> int:
         return (await self._uncommitted.beginning_offsets([partition]))[partition]
+
+    async def at(self, place: Place, time_ms: int) -> int | None:
+        """Offset of the first record of that time or later; None when there is none."""
+        partition = TopicPartition(*place)
+        found = (await self._uncommitted.offsets_for_times({partition: time_ms}))[partition]
+        return None if found is None else found.offset
 
     async def stop(self) -> None:
         await self._uncommitted.stop()
@@ -146,6 +154,8 @@ class KafkaLog:
         self._places = {output: place_of(output, number % count) for output, count in topics.outputs.items()}
         self._places[topics.changelog] = topics.changelog, number
         self._transactions: Transactions | None = None
+        self._written_ms = self._cleansed_ms = 0
+        self.aborted_from: int | None = None
 
     # ------------------------------------------------------------------ taking over
 
@@ -164,58 +174,27 @@ class KafkaLog:
                 "transaction coordinator, then start again."
             ) from error
 
-        await self._finish_forgotten()
+        with self._taken_over():
+            self.aborted_from = await self._end_unfinished()
 
-    async def _finish_forgotten(self) -> None:
-        """Commit what was decided to be committed and got no marker (unfinished.py); nearly always nothing."""
-        # An output that names its partition is written under other ids too, whose open transactions are their own.
-        targets = [TopicPartition(*place) for output, place in self._places.items() if "/" not in output]
-        forgotten = [place for place in targets if await self._is_open(place)]
-        if not forgotten:
-            return
-        tails = {
-            place: await tail_of(
-                self._tail_consumer,
-                place,
-                await self._offsets.last_stable(place),
-                await self._offsets.high_watermark(place),
-            )
-            for place in targets
-        }
-        changelog = tails.pop(self._changelog)
-        commit = decided_to_commit(changelog, list(tails.values()), self._number)
-        logger.warning(
-            "the broker forgot to end a transaction",
-            partition=self._number,
-            commit=commit,
-            where=[f"{place.topic}[{place.partition}]" for place in forgotten],
+    async def _end_unfinished(self, committed_after_ms: int | None = None) -> int | None:
+        places = list(dict.fromkeys(self._places.values()))
+        return await end_unfinished(
+            self._fenced(), places, self._changelog, self._group, self._offsets.at, committed_after_ms
         )
-        if commit:
-            routed = [place for output, place in self._places.items() if "/" in output]
-            with self._taken_over():
-                await self._fenced().commit_forgotten([*forgotten, *routed])
 
-    async def _is_open(self, place: TopicPartition) -> bool:
-        """Whether a transaction stays open there although no owner has one; followers may lag for a moment."""
-        deadline_s = time.monotonic() + FORGOTTEN_AFTER_S
-        while await self._offsets.last_stable(place) < await self._offsets.high_watermark(place):
-            if time.monotonic() > deadline_s:
-                return True
-            await asyncio.sleep(0.02)
-        return False
+    async def _end_after_trouble(self) -> None:
+        """What the last transaction left open where a broker that was away has forgotten it.
 
-    def _tail_consumer(self, isolation: str) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
-            **self._client,
-            group_id=None,
-            isolation_level=isolation,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_wait_ms=50,
-        )
+        The next one would publish it, but only where it writes to the same partition; and if it failed, abort it.
+        """
+        transactions = self._fenced()
+        if transactions.disturbed:
+            await transactions.fence_again()
+            await self._end_unfinished(self._cleansed_ms)
 
     async def cleanse(self) -> None:
-        now_ms = int(time.time() * 1000)
+        self._cleansed_ms = now_ms = self._moment_ms()
         with self._taken_over():
             transactions = self._fenced()
             await transactions.write(
@@ -298,20 +277,30 @@ class KafkaLog:
     async def commit(
         self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
     ) -> int:
-        now_ms = int(time.time() * 1000)  # asked once: what is written together was made together
-        batches: dict[tuple[str, int], list[Batch]] = {}
+        now_ms = self._moment_ms()
+        batches: dict[Place, list[Batch]] = {}
         for topic, items in messages.items():
             if made := batches_of(items, now_ms):
                 batches[self._places[topic]] = made
         changelog = self._changelog.topic, self._number
         batches[changelog] = batches_of(((key, value, []) for key, value in rows), now_ms)
         with self._taken_over():
+            await self._end_after_trouble()
             transactions = self._fenced()
             position = (self._group, self._source, next_offset)
             ends = await transactions.write(batches, position, self.on_the_way)
             await self.before_commit()
             await transactions.end(commit=True)
+            await self._end_after_trouble()
         return ends[changelog]
+
+    def _moment_ms(self) -> int:
+        """The time of the next transaction's records: the clock's, and later than that of the one before.
+
+        By it the next owner knows which record batches were written together (unfinished.py).
+        """
+        self._written_ms = max(int(time.time() * 1000), self._written_ms + 1)
+        return self._written_ms
 
     @contextlib.contextmanager
     def _taken_over(self) -> Iterator[None]:

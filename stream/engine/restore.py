@@ -20,6 +20,8 @@ class Changelog(Protocol):
 
     changelog_id: bytes
     tombstone_retention_ms: int
+    #: From where on the takeover aborted what a broker had forgotten (unfinished.py); None for nothing.
+    aborted_from: int | None
 
     async def changelog_bounds(self) -> tuple[int, int]:
         """First offset and last stable offset."""
@@ -38,6 +40,8 @@ def reason_to_wipe(store: Store, log: Changelog, bounds: tuple[int, int], now_ms
         return "they belong to another changelog topic"
     if position + 1 > end:
         return f"their position {position} is beyond the changelog's last stable offset {end}"
+    if log.aborted_from is not None and position >= log.aborted_from:
+        return f"they may hold a transaction that the broker forgot and that is aborted, from {log.aborted_from} on"
     if position + 1 < beginning:
         return f"their position {position} is before the changelog's beginning {beginning}"
     if now_ms - store.written_ms() > log.tombstone_retention_ms:

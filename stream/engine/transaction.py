@@ -14,67 +14,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.errors import KafkaError, for_code
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.errors import KafkaError
 
 from stream.engine import wire
+from stream.engine.batches import Batch
+from stream.engine.refusals import (
+    DUPLICATE_SEQUENCE,
+    ELSEWHERE,
+    FENCED,
+    LATER,
+    TakenOver,
+    name_of,
+    worst,
+)
+from stream.engine.wire import Place
 from stream.errors import BrokenInvariant
-from stream.stage import Message
 
-MAX_BATCH_BYTES = 1_000_000  # of several records; under the broker's default message.max.bytes
 PAUSE_S = 0.005  # after "the transaction before is still being ended": a few milliseconds
 LONG_PAUSE_S = 0.05  # after anything that takes an election
 METADATA_S = 2.0
 SEQUENCES = 2**31
 
-# Kafka's error codes, https://kafka.apache.org/protocol#protocol_error_codes
-DUPLICATE_SEQUENCE, CONCURRENT = 46, 51
-FENCED = {47, 90}  # a newer epoch of this transactional id is known
-ELSEWHERE = {3, 5, 6, 13, 14, 15, 16, 74, 75}  # leader or coordinator is moving, or not loaded yet
-LATER = {7, 19, 20, 56, CONCURRENT}
-NAMES = {90: "ProducerFenced", 120: "TransactionAbortable"}
-
 A = TypeVar("A")
 
 
-class TakenOver(BrokenInvariant):
-    """Somebody else has started a producer of this transactional id: this process must not write any more."""
+class Answer(Protocol):
+    """Of a leader about one partition."""
+
+    @property
+    def error(self) -> int: ...
 
 
-class Batch(NamedTuple):
-    """Records of one partition that fit a record batch."""
-
-    builder: Any
-    records: int
-
-
-def batches_of(items: Iterable[Message], now_ms: int) -> list[Batch]:
-    """Record batches (magic 2, uncompressed), in order; a record larger than a batch goes alone.
-
-    Whether that is too large is the topic's to say: the dead letters' topic takes more than others.
-    """
-    batches: list[Batch] = []
-    builder, count = _builder(), 0
-    append = builder.append
-    for key, value, headers in items:
-        if append(count, now_ms, key, value, headers) is None:
-            batches.append(Batch(builder, count))
-            builder, count = _builder(), 0
-            append = builder.append
-            append(0, now_ms, key, value, headers)  # the first is always taken
-        count += 1
-    if count:
-        batches.append(Batch(builder, count))
-    return batches
-
-
-def _builder() -> Any:
-    return DefaultRecordBatchBuilder(2, 0, 1, -1, -1, -1, MAX_BATCH_BYTES)
+L = TypeVar("L", bound=Answer)
 
 
 class Transactions:
@@ -102,9 +78,10 @@ class Transactions:
         self._topics = list(topics)
         self._newest = newest
         self._client: Any = None
-        self._producer = wire.Producer(-1, -1)
-        self._sequences: dict[tuple[str, int], int] = {}
+        self._producer = wire.NOBODY
+        self._sequences: dict[Place, int] = {}
         self._coordinators: dict[str, int] = {}
+        self._moved = False
         self.version = 1
 
     # ------------------------------------------------------------------ start and stop
@@ -125,10 +102,28 @@ class Transactions:
         node = self._client.get_random_node()
         found = await self._client.send(node, wire.features())
         self.version = min(self._newest, max(1, found.get("transaction.version", 1)))
-        request = wire.init_producer(self._id, self._timeout_ms)
+        await self._fence(deadline_s)
+
+    async def _fence(self, deadline_s: float) -> None:
+        request = wire.init_producer(self._id, self._timeout_ms, self._producer)
         _, self._producer = await self._ask(
             CoordinationType.TRANSACTION, self._id, request, lambda answer: answer[0], deadline_s
         )
+        self._sequences.clear()
+        self._moved = False
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether a broker was away or a connection broke since the last fence: what it had to end may be forgotten."""
+        return self._moved or not all(each.connected() for each in self._client._conns.values())
+
+    async def fence_again(self) -> None:
+        """Between two transactions: returns when the coordinator has ended the last one, as far as it knows of it.
+
+        Raises:
+            TakenOver: another producer of this id has started: the fence is not to be won back.
+        """
+        await self._fence(time.monotonic() + self._timeout_ms / 1000)
 
     async def stop(self) -> None:
         """Close the connections. An open transaction stays open: the next owner's fence aborts it."""
@@ -136,14 +131,19 @@ class Transactions:
         if client is not None:
             await client.close()
 
+    @property
+    def producer(self) -> wire.Producer:
+        """Who writes, as the coordinator knows it."""
+        return self._producer
+
     # ------------------------------------------------------------------ a transaction
 
     async def write(
         self,
-        batches: Mapping[tuple[str, int], Sequence[Batch]],
+        batches: Mapping[Place, Sequence[Batch]],
         offsets: tuple[str, TopicPartition, int] | None = None,
         on_the_way: Callable[[], Awaitable[None]] | None = None,
-    ) -> dict[tuple[str, int], int]:
+    ) -> dict[Place, int]:
         """Open a transaction with these records, and the source position for a group.
 
         Args:
@@ -189,13 +189,15 @@ class Transactions:
             self._producer = ended.producer
             self._sequences.clear()
 
-    async def commit_forgotten(self, places: Sequence[tuple[str, int]]) -> None:
-        """A transaction without records that commits: its markers end what was left open in these partitions.
+    async def commit_forgotten(self, places: Sequence[Place], group: str) -> None:
+        """A transaction without records that commits: its markers end what was left open of positions and partitions.
 
         In the explicit form, which every version knows, since there is nothing to write that would add them.
         """
         deadline_s = time.monotonic() + self._timeout_ms / 1000
-        await self._add(dict.fromkeys(places, ()), None, deadline_s)
+        if places:
+            await self._add(dict.fromkeys(places, ()), None, deadline_s)
+        await self._add_offsets(group, deadline_s)
         request = wire.end(self._id, 3, self._producer, commit=True)
         await self._ask(
             CoordinationType.TRANSACTION, self._id, request, lambda answer: answer.error, deadline_s
@@ -203,17 +205,20 @@ class Transactions:
 
     async def _add(
         self,
-        batches: Mapping[tuple[str, int], Sequence[Batch]],
+        batches: Mapping[Place, Sequence[Batch]],
         offsets: tuple[str, TopicPartition, int] | None,
         deadline_s: float,
     ) -> None:
         """Tell the coordinator what the transaction will touch, as clusters before transaction version 2 ask."""
-        partitions = _by_topic(dict.fromkeys(batches))
+        partitions = dict.fromkeys(batches)
         request = wire.add_partitions(self._id, self._producer, partitions)
-        await self._ask(CoordinationType.TRANSACTION, self._id, request, _worst, deadline_s)
+        await self._ask(CoordinationType.TRANSACTION, self._id, request, worst, deadline_s)
         if offsets is not None:
-            adding = wire.add_offsets(self._id, self._producer, offsets[0])
-            await self._ask(CoordinationType.TRANSACTION, self._id, adding, int, deadline_s)
+            await self._add_offsets(offsets[0], deadline_s)
+
+    async def _add_offsets(self, group: str, deadline_s: float) -> None:
+        request = wire.add_offsets(self._id, self._producer, group)
+        await self._ask(CoordinationType.TRANSACTION, self._id, request, int, deadline_s)
 
     async def _commit_offsets(
         self, group: str, source: TopicPartition, offset: int, deadline_s: float
@@ -223,17 +228,15 @@ class Transactions:
             5 if self.version > 1 else 3,
             self._producer,
             group,
-            {source.topic: {source.partition: offset}},
+            {source: offset},
         )
-        await self._ask(CoordinationType.GROUP, group, request, _worst, deadline_s)
+        await self._ask(CoordinationType.GROUP, group, request, worst, deadline_s)
 
     # ------------------------------------------------------------------ records
 
-    async def _produce(
-        self, batches: Mapping[tuple[str, int], Sequence[Batch]], deadline_s: float
-    ) -> dict[tuple[str, int], int]:
+    async def _produce(self, batches: Mapping[Place, Sequence[Batch]], deadline_s: float) -> dict[Place, int]:
         """Write all batches: of each partition one a request, the next when the one before is acknowledged."""
-        ends: dict[tuple[str, int], int] = {}
+        ends: dict[Place, int] = {}
         for wave in range(max(map(len, batches.values()), default=0)):
             turn = {place: mine[wave] for place, mine in batches.items() if wave < len(mine)}
             unwritten = {place: self._sealed(place, batch) for place, batch in turn.items()}
@@ -241,54 +244,84 @@ class Transactions:
             ends |= {place: offset + turn[place].records - 1 for place, offset in first.items()}
         return ends
 
-    def _sealed(self, place: tuple[str, int], batch: Batch) -> bytes:
+    def _sealed(self, place: Place, batch: Batch) -> bytes:
         sequence = self._sequences.get(place, 0)
         self._sequences[place] = (sequence + batch.records) % SEQUENCES
         batch.builder.set_producer_state(*self._producer, sequence)
         return bytes(batch.builder.build())
 
-    async def _write_wave(
-        self, unwritten: dict[tuple[str, int], bytes], deadline_s: float
-    ) -> dict[tuple[str, int], int]:
+    async def _write_wave(self, unwritten: Mapping[Place, bytes], deadline_s: float) -> dict[Place, int]:
         """One batch a partition, each to its leader; offset of the first record of each."""
-        offsets: dict[tuple[str, int], int] = {}
-        while True:
+        version = 12 if self.version > 1 else 9
+
+        def request(turn: Sequence[Place]) -> wire.Request[dict[Place, wire.Written]]:
+            batches = {
+                place: unwritten[place] for place in turn
+            }  # the same bytes, however often they are sent
+            return wire.produce(self._id, version, self._timeout_ms, batches)
+
+        written = await self.ask_leaders("Produce to", unwritten, request, deadline_s)
+        if repeated := [place for place, answer in written.items() if answer.offset < 0]:
+            raise _repeated(_places(repeated))
+        return {place: answer.offset for place, answer in written.items()}
+
+    # ------------------------------------------------------------------ leaders
+
+    async def ask_leaders(
+        self,
+        what: str,
+        places: Iterable[Place],
+        request_of: Callable[[Sequence[Place]], wire.Request[dict[Place, L]]],
+        deadline_s: float,
+        final: Collection[int] = (),
+    ) -> dict[Place, L]:
+        """Ask the leaders of partitions, one request each, until all have answered without an error.
+
+        Args:
+            what: is asked, for messages.
+            request_of: the request about some of the places.
+            final: errors that are an answer.
+
+        Raises:
+            TakenOver, BrokenInvariant, TimeoutError: as of ``write``.
+        """
+        found: dict[Place, L] = {}
+        left = dict.fromkeys(places)
+        while left:
             trouble, moved = "", False
-            by_leader: dict[int, dict[tuple[str, int], bytes]] = {}
-            for place, records in unwritten.items():
+            by_leader: dict[int, list[Place]] = {}
+            for place in left:
                 leader = self._client.cluster.leader_for_partition(TopicPartition(*place))
                 if leader is None or leader < 0:
                     trouble, moved = f"{_places([place])} has no leader", True
                 else:
-                    by_leader.setdefault(leader, {})[place] = records
-            answers = await asyncio.gather(*(self._to_leader(*led) for led in by_leader.items()))
+                    by_leader.setdefault(leader, []).append(place)
+            answers = await asyncio.gather(
+                *(self._to_leader(leader, request_of(turn)) for leader, turn in by_leader.items())
+            )
             for answer in answers:
                 if isinstance(answer, BaseException):
                     trouble, moved = repr(answer), True
                     continue
-                for place, written in answer.items():
-                    if not written.error:
-                        if written.offset < 0:
-                            raise _repeated(_places([place]))
-                        offsets[place] = written.offset
-                        del unwritten[place]
+                for place, said in answer.items():
+                    if not said.error or said.error in final:
+                        found[place] = said
+                        del left[place]
                     else:
-                        self._refuse(written.error, f"Produce to {place[0]}[{place[1]}]", written.message)
-                        trouble = _name(written.error)
-                        moved = moved or written.error in ELSEWHERE
-            if not unwritten:
-                return offsets
-            await self._pause(f"Produce to {_places(unwritten)}", trouble, deadline_s, moved)
+                        self._refuse(said.error, f"{what} {_places([place])}", getattr(said, "message", ""))
+                        trouble = name_of(said.error)
+                        moved = moved or said.error in ELSEWHERE
+            if left:
+                await self._pause(f"{what} {_places(left)}", trouble, deadline_s, moved)
+        return found
 
     async def _to_leader(
-        self, leader: int, batches: dict[tuple[str, int], bytes]
-    ) -> dict[tuple[str, int], wire.Written] | BaseException:
-        version = 12 if self.version > 1 else 9
-        request = wire.produce(self._id, version, self._timeout_ms, _by_topic(batches))
+        self, leader: int, request: wire.Request[dict[Place, L]]
+    ) -> dict[Place, L] | BaseException:
         try:
-            answer: dict[tuple[str, int], wire.Written] = await self._client.send(leader, request)
+            answer: dict[Place, L] = await self._client.send(leader, request)
         except (KafkaError, OSError) as error:
-            return error  # asked again with the same bytes
+            return error
         return answer
 
     # ------------------------------------------------------------------ coordinators
@@ -318,7 +351,7 @@ class Transactions:
                 if not code:
                     return answer
                 self._refuse(code, request.name, "")
-                trouble, moved = _name(code), code in ELSEWHERE
+                trouble, moved = name_of(code), code in ELSEWHERE
             if moved:
                 self._coordinators.pop(key, None)
             await self._pause(request.name, trouble, deadline_s, moved)
@@ -328,12 +361,12 @@ class Transactions:
     def _refuse(self, code: int, what: str, message: str) -> None:
         """Raise unless asking again may help."""
         if code in FENCED:
-            raise TakenOver(f"Another worker has started to write as {self._id} ({what}: {_name(code)}).")
+            raise TakenOver(f"Another worker has started to write as {self._id} ({what}: {name_of(code)}).")
         if code == DUPLICATE_SEQUENCE:
             raise _repeated(what)
         if code not in ELSEWHERE | LATER:
             raise BrokenInvariant(
-                f"The broker refused {what} of {self._id}: {_name(code)} {message}".rstrip()
+                f"The broker refused {what} of {self._id}: {name_of(code)} {message}".rstrip()
                 + ". Nothing of this "
                 "transaction is visible; look at the broker's log, then start again."
             )
@@ -345,6 +378,7 @@ class Transactions:
                 f"{what} of {self._id} was not answered in time; the last trouble was: {trouble}"
             )
         await asyncio.sleep(pause_s)
+        self._moved = self._moved or moved
         if moved:
             # Brokers that were added or came back under another address; the deadline is ours, not aiokafka's.
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
@@ -357,22 +391,5 @@ def _repeated(where: str) -> BrokenInvariant:
     )
 
 
-def _worst(errors: Mapping[tuple[str, int], int]) -> int:
-    """Of an answer with an error a partition: a final one before one that may pass."""
-    codes = [code for code in errors.values() if code]
-    return next((code for code in codes if code not in ELSEWHERE | LATER), codes[0] if codes else 0)
-
-
-def _name(code: int) -> str:
-    return NAMES.get(code) or f"{for_code(code).__name__} ({code})"
-
-
-def _places(places: Iterable[tuple[str, int]]) -> str:
+def _places(places: Iterable[Place]) -> str:
     return ", ".join(f"{topic}[{number}]" for topic, number in places)
-
-
-def _by_topic(values: Mapping[tuple[str, int], Any]) -> dict[str, dict[int, Any]]:
-    found: dict[str, dict[int, Any]] = {}
-    for (topic, number), value in values.items():
-        found.setdefault(topic, {})[number] = value
-    return found

@@ -3,124 +3,249 @@
 A coordinator that restarts between the decision to commit and the markers may find no leader for some partitions yet,
 takes their topics for deleted and calls the transaction complete (seen on single brokers that were killed together
 with the workers): one partition has its marker, another never gets one. Rows without their outputs would be a loss,
-outputs without their rows a repeat. Right after the fence no transaction of this id can be open by right, so one that
-is still open is a forgotten one, and only the newest can be.
+outputs without their rows a repeat, and whoever reads committed records waits at the open one for ever.
 
-Whether it was decided to commit shows in the partitions that did get their marker: the rows' position against the
-source offsets of the outputs. If so, a commit marker for the others makes them visible as well; else, or if nobody got
-a marker, the cleanse that follows aborts them all, and the events are processed again.
+Right after the fence no transaction of this id can be open by right: the coordinator has ended what it knew of. Each
+leader tells which producers have a transaction open in its partition (KIP-664), so a forgotten one is seen at once in
+whatever this id writes, though other ids write there too: rows, predictions, dead letters, vectors, alerts, the
+partitions of groups and labels, of any stage. What nobody forgot costs one request.
+
+Which transaction a record batch belongs to stands in its head: producer, epoch (another one in each transaction since
+transaction version 2, in each life of an owner before) and the time, which is asked once a transaction and never
+twice the same. A marker ends what its producer has written before it in that partition. So, of an open transaction:
+
+    another partition shows it committed                      commit
+    another partition shows it aborted                        abort
+    the changelog shows only a later one committed            commit: what had failed would have ended its owner, and
+                                                              the next one ends everything before it writes
+    nobody got a marker                                       abort; the events are processed again
+    it is no transaction but fences of a killed takeover      abort, as nobody got a marker or all others are aborted
+
+Every transaction writes the position to the changelog, so where that got its marker nothing else need be read. Else
+the other partitions are asked, from the time of the transaction on, until one knows.
+
+A commit is told to the leaders themselves (WriteTxnMarkers): one request cannot be cut in half, as a transaction that
+names the partitions first could be, whose successor's fence would abort them. That takes the right to alter the
+cluster; without it such a transaction it is. The group's position is committed by one in any case. What is to be
+aborted is left to the cleanse that follows, but for a producer id that this id had before: epochs end at 32767.
+
+An owner that lives through a broker's restart does the same between two of its own transactions, of which it knows that
+they were committed.
+
+What had been applied locally and is aborted must not stay: ``aborted_from`` tells whoever opens the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from stream.stage import SOURCE_KEY, SourceMark
+from stream.engine.batches import BatchHead, heads
+from stream.engine.refusals import NOT_ALLOWED
+from stream.engine.transaction import Transactions
+from stream.engine.wire import Place, Request
+from stream.engine.wire_partitions import (
+    Active,
+    Fetched,
+    Marked,
+    Marker,
+    describe_producers,
+    fetch,
+    write_markers,
+)
+from stream.errors import BrokenInvariant
 
 logger = structlog.get_logger("foreclick.unfinished")
 
-CE_ID = "ce_id"
-DEAD_LETTER_PARTITION, DEAD_LETTER_OFFSET = "__streams.errors.partition", "__streams.errors.offset"
-TAIL_RECORDS = 512  # markers and fences of many takeovers may stand behind the newest data
-POLL_MS = 500
+TAIL_RECORDS = 1 << 16  # offsets before the end that are looked through at most, of each partition
+TIMEOUT_S = 30.0
+
+#: First offset of a partition at or after a time in ms, None when there is none.
+OffsetAt = Callable[[Place, int], Awaitable[int | None]]
 
 
-class Tail(NamedTuple):
-    """The newest records of a partition that this id writes.
+class Transaction(NamedTuple):
+    """One transaction of a producer; a later one of the same producer is greater."""
 
-    Attributes:
-        written: records before the last stable offset, newest last: committed and aborted ones.
-        seen: those of them that a committed reader sees.
-        open: records from there on, whatever becomes of them.
-    """
-
-    written: Sequence[Any]
-    seen: Sequence[Any]
-    open: Sequence[Any]
+    producer_id: int
+    epoch: int
+    time_ms: int
 
 
-def source_offset(headers: Iterable[tuple[str, bytes]], number: int) -> int | None:
-    """The source offset that an output speaks of, from its CloudEvents id or its dead letter's headers.
+class Open(NamedTuple):
+    """What one producer has left open in one partition, and the newest transaction of it."""
 
-    Args:
-        number: of the source partition; outputs of another one give None.
-    """
-    named = dict(headers)
-    if CE_ID in named:
-        parts = named[CE_ID].split(b"/", 3)
-        place = parts[1:3]
-    else:
-        place = [named.get(DEAD_LETTER_PARTITION, b""), named.get(DEAD_LETTER_OFFSET, b"")]
-    if len(place) != 2 or not (place[0].isdigit() and place[1].isdigit()):
-        return None
-    return int(place[1]) if int(place[0]) == number else None
+    place: Place
+    active: Active
+    transaction: Transaction | None
 
 
-def decided_to_commit(changelog: Tail, outputs: Sequence[Tail], number: int) -> bool:
-    """Whether the newest transaction of this id, open in some of its partitions, was committed in the others.
-
-    Args:
-        number: of the source partition.
-    """
-    if changelog.open:
-        # Rows without a marker: were their outputs committed? Then one that is seen lies beyond the position before.
-        position = _position(changelog.seen)
-        ahead = _position(changelog.open)
-        return ahead is not None and any(
-            (position or 0) <= offset < ahead for tail in outputs for offset in _offsets(tail.seen, number)
-        )
-    # Outputs without a marker: they were committed if the rows that went with them were. Every transaction writes the
-    # position, so the newest one that was written tells; outputs beyond it never had rows.
-    marks = [row for row in changelog.written if row.key == SOURCE_KEY]
-    position = _position(changelog.seen)
-    if not marks or position is None or marks[-1].offset not in {row.offset for row in changelog.seen}:
-        return False
-    offsets = [offset for tail in outputs for offset in _offsets(tail.open, number)]
-    return bool(offsets) and max(offsets) < position
+def transaction_of(batch: BatchHead) -> Transaction:
+    """The transaction of a batch of records."""
+    return Transaction(*batch.producer, batch.time_ms)
 
 
-def _position(rows: Sequence[Any]) -> int | None:
-    marks = [row.value for row in rows if row.key == SOURCE_KEY and row.value]
-    return SourceMark.decode(marks[-1]).next_offset if marks else None
+def ended(batches: Iterable[BatchHead]) -> dict[Transaction, bool]:
+    """The transactions that got their marker among these batches of a partition, and whether it commits."""
+    found: dict[Transaction, bool] = {}
+    waiting: dict[int, list[Transaction]] = {}
+    for batch in batches:
+        if batch.commit is None:
+            waiting.setdefault(batch.producer.id, []).append(transaction_of(batch))
+        else:
+            found |= dict.fromkeys(waiting.pop(batch.producer.id, []), batch.commit)
+    return found
 
 
-def _offsets(records: Sequence[Any], number: int) -> list[int]:
-    found = (source_offset(record.headers, number) for record in records)
-    return [offset for offset in found if offset is not None]
+def newest(batches: Iterable[BatchHead], producer_id: int) -> Transaction | None:
+    """The transaction of the last records of a producer."""
+    mine = [
+        transaction_of(batch)
+        for batch in batches
+        if batch.producer.id == producer_id and batch.commit is None
+    ]
+    return mine[-1] if mine else None
 
 
-async def tail_of(
-    consumer_of: Callable[[str], AIOKafkaConsumer], partition: TopicPartition, stable: int, high: int
-) -> Tail:
-    """Read the newest records: what a committed reader sees before ``stable``, everything from it to ``high``.
+def committed(
+    transaction: Transaction, known: Mapping[Transaction, bool], changelog: Mapping[Transaction, bool]
+) -> bool:
+    """Whether a transaction that is open somewhere was decided to be committed.
 
     Args:
-        consumer_of: makes a consumer, not started, without a group, for an isolation level.
+        known: how transactions ended, in any partition.
+        changelog: how they ended in that of the changelog.
     """
-    start = max(0, stable - TAIL_RECORDS)
-    written = await _read(consumer_of("read_uncommitted"), partition, start, high)
-    seen = await _read(consumer_of("read_committed"), partition, start, stable)
-    return Tail(
-        [record for record in written if record.offset < stable],
-        seen,
-        [record for record in written if record.offset >= stable],
+    if transaction in known:
+        return known[transaction]
+    return any(
+        commits and later.producer_id == transaction.producer_id and later > transaction
+        for later, commits in changelog.items()
     )
 
 
-async def _read(consumer: AIOKafkaConsumer, partition: TopicPartition, start: int, end: int) -> list[Any]:
-    await consumer.start()
-    try:
-        consumer.assign([partition])
-        beginning = (await consumer.beginning_offsets([partition]))[partition]
-        consumer.seek(partition, max(start, beginning))
-        found: list[Any] = []
-        while await consumer.position(partition) < end:
-            for records in (await consumer.getmany(partition, timeout_ms=POLL_MS)).values():
-                found += [record for record in records if record.offset < end]
-        return found
-    finally:
-        await consumer.stop()
+async def end_unfinished(
+    mine: Transactions,
+    places: Sequence[Place],
+    changelog: Place,
+    group: str,
+    offset_at: OffsetAt,
+    committed_after_ms: int | None = None,
+) -> int | None:
+    """End what is open of this transactional id, right after its fence; nearly always nothing.
+
+    Args:
+        places: all that the id writes to, with the changelog's partition, which no other id writes to.
+        group: whose positions its transactions carry.
+        committed_after_ms: the caller's own transactions, all of which are committed, are later than this; None where
+            they are another owner's.
+
+    Returns:
+        Offset in the changelog from which on a transaction was forgotten that is now to be aborted; None for none.
+    """
+    deadline_s = time.monotonic() + TIMEOUT_S
+    producers = await mine.ask_leaders("DescribeProducers of", places, describe_producers, deadline_s)
+    # Of producer ids that this one had before, those are known that have written to its changelog within a day.
+    ours = {mine.producer.id, *(active.producer.id for active in producers[changelog].active)}
+    left: list[Open] = []
+    for place in places:
+        for active in producers[place].active:
+            if active.producer.id in ours and active.open_from >= 0:
+                batches = await _stored(mine, place, active.open_from, deadline_s)
+                left.append(Open(place, active, newest(batches, active.producer.id)))
+    if not left:
+        return None
+
+    wanted = {open_.transaction for open_ in left if open_.transaction is not None}
+    known = {
+        transaction: True
+        for transaction in wanted
+        if committed_after_ms is not None and transaction.time_ms > committed_after_ms
+    }
+    rows: dict[Transaction, bool] = {}
+    since_ms = min((transaction.time_ms for transaction in wanted), default=0)
+    for place in sorted(places, key=lambda place: place != changelog):
+        if wanted <= known.keys():
+            break
+        if ours.isdisjoint(active.producer.id for active in producers[place].active):
+            continue
+        start = await offset_at(place, since_ms)
+        if start is not None:
+            found = ended(await _stored(mine, place, start, deadline_s))
+            known = found | known
+            if place == changelog:
+                rows = found
+
+    commits = [
+        open_ for open_ in left if open_.transaction is not None and committed(open_.transaction, known, rows)
+    ]
+    aborts = [open_ for open_ in left if open_ not in commits]
+    logger.warning("the broker forgot to end a transaction", commit=_named(commits), abort=_named(aborts))
+    await _mark(mine, commits, True, group, deadline_s)
+    await _mark(
+        mine,
+        [open_ for open_ in aborts if open_.active.producer.id != mine.producer.id],
+        False,
+        group,
+        deadline_s,
+    )
+    return min((open_.active.open_from for open_ in aborts if open_.place == changelog), default=None)
+
+
+async def _mark(
+    mine: Transactions, left: Sequence[Open], commit: bool, group: str, deadline_s: float
+) -> None:
+    """Write the markers: as the producer that is fenced, so that whatever it still sends is refused."""
+    refused: list[Place] = []
+    for producer_id in {open_.active.producer.id for open_ in left}:
+        markers = {}
+        for place, active, _ in (open_ for open_ in left if open_.active.producer.id == producer_id):
+            producer = mine.producer if producer_id == mine.producer.id else active.producer
+            markers[place] = Marker(producer, max(0, active.coordinator_epoch), commit)
+        request = partial(_marking, markers)
+        answers = await mine.ask_leaders("WriteTxnMarkers to", markers, request, deadline_s, [NOT_ALLOWED])
+        not_written = [place for place, answer in answers.items() if answer.error]
+        if not_written and producer_id != mine.producer.id:
+            raise BrokenInvariant(
+                f"The broker forgot a transaction of producer {producer_id} in {not_written}, and this user may not "
+                "end it. Grant it Alter on the cluster, or end it by kafka-transactions.sh abort."
+            )
+        refused += not_written
+    if commit and left:
+        await mine.commit_forgotten(refused, group)
+
+
+def _marking(markers: Mapping[Place, Marker], turn: Iterable[Place]) -> Request[dict[Place, Marked]]:
+    return write_markers({place: markers[place] for place in turn})
+
+
+async def _stored(mine: Transactions, place: Place, start: int, deadline_s: float) -> list[BatchHead]:
+    """Heads of the batches from an offset to the end of the partition, or of the last of them."""
+    found: list[BatchHead] = []
+    high: int | None = None
+    while high is None or start < high:
+        request = partial(_fetching, {place: start})
+        answers = await mine.ask_leaders("Fetch from", [place], request, deadline_s)
+        answer = answers[place]
+        if high is None:
+            high = answer.high
+            if start < high - TAIL_RECORDS:
+                start = high - TAIL_RECORDS
+                continue
+        found += heads(answer.data)
+        if not found or found[-1].end <= start:
+            break
+        start = found[-1].end
+    return found
+
+
+def _fetching(offsets: Mapping[Place, int], turn: Iterable[Place]) -> Request[dict[Place, Fetched]]:
+    return fetch({place: offsets[place] for place in turn})
+
+
+def _named(left: Iterable[Open]) -> list[str]:
+    return sorted({f"{topic}[{number}]" for (topic, number), _, _ in left})

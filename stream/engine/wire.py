@@ -18,12 +18,13 @@ from stream.errors import Unsupported
 
 A = TypeVar("A")
 
-Partitions = Mapping[str, Mapping[int, Any]]  # topic -> partition -> what is said of it
+Place = tuple[str, int]  # topic and partition
+Places = Mapping[Place, Any]  # what is said of each
 
 _I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
 _PRODUCER = struct.Struct(">qh")  # id, epoch
 _HEADER = struct.Struct(">hhi")  # API key, version, correlation id
-_NO_TAGS = b"\0"
+NO_TAGS = b"\0"
 _NO_TEXT = b"\0"
 
 
@@ -82,13 +83,15 @@ class Reader:
                 return value
             shift += 7
 
+    def data(self) -> bytes:
+        """Compact bytes; null reads as empty."""
+        length = max(0, self.varint() - 1)
+        self._at += length
+        return self._data[self._at - length : self._at]
+
     def text(self) -> str:
         """A compact string; null reads as empty."""
-        length = self.varint() - 1
-        if length < 0:
-            return ""
-        self._at += length
-        return self._data[self._at - length : self._at].decode()
+        return self.data().decode()
 
     def each(self) -> range:
         """One turn for each element of a compact array."""
@@ -143,14 +146,14 @@ class Request(Generic[A]):
     def build_request_header(self, correlation_id: int, client_id: str) -> _Header:
         name = client_id.encode()
         fixed = _HEADER.pack(self.api_key, self.version, correlation_id)
-        return _Header(fixed + _I16.pack(len(name)) + name + _NO_TAGS)
+        return _Header(fixed + _I16.pack(len(name)) + name + NO_TAGS)
 
     def encode(self) -> bytes:
         return self.body
 
     def parse_response_header(self, buffer: BytesIO) -> _Answered:
         correlation_id = _I32.unpack(buffer.read(4))[0]
-        if self.tagged_header and buffer.read(1) != _NO_TAGS:
+        if self.tagged_header and buffer.read(1) != NO_TAGS:
             raise ValueError(f"The answer to {self.name} has a header that is not known.")
         return _Answered(correlation_id)
 
@@ -187,14 +190,15 @@ def array(items: Iterable[bytes]) -> bytes:
     return varint(len(elements) + 1) + b"".join(elements)
 
 
-def _by_topic(said: Partitions, encode: Callable[[int, Any], bytes]) -> bytes:
-    return array(
-        text(topic) + array(encode(number, value) for number, value in partitions.items()) + _NO_TAGS
-        for topic, partitions in said.items()
-    )
+def by_topic(said: Places, encode: Callable[[int, Any], bytes]) -> bytes:
+    """An array of topics, each with an array of its partitions."""
+    topics: dict[str, list[bytes]] = {}
+    for (topic, number), value in said.items():
+        topics.setdefault(topic, []).append(encode(number, value))
+    return array(text(topic) + array(partitions) + NO_TAGS for topic, partitions in topics.items())
 
 
-def _errors_by_topic(reader: Reader) -> dict[tuple[str, int], int]:
+def _errors_by_topic(reader: Reader) -> dict[Place, int]:
     found = {}
     for _ in reader.each():
         topic = reader.text()
@@ -211,7 +215,7 @@ def _error(reader: Reader) -> int:
     return reader.i16()
 
 
-def _errors(reader: Reader) -> dict[tuple[str, int], int]:
+def _errors(reader: Reader) -> dict[Place, int]:
     reader.i32()
     return _errors_by_topic(reader)
 
@@ -237,42 +241,51 @@ def features() -> Request[dict[str, int]]:
                 inner.i16(), inner.tags()
         return found
 
-    body = text("foreclick") + text("1") + _NO_TAGS
+    body = text("foreclick") + text("1") + NO_TAGS
     return Request("ApiVersions", 18, 3, body, read, tagged_header=False)
 
 
-def init_producer(transactional_id: str, timeout_ms: int) -> Request[tuple[int, Producer]]:
-    """InitProducerId: fences whoever wrote under this id, and ends what that left open."""
+NOBODY = Producer(-1, -1)
+
+
+def init_producer(
+    transactional_id: str, timeout_ms: int, still: Producer = NOBODY
+) -> Request[tuple[int, Producer]]:
+    """InitProducerId: fences whoever wrote under this id, and ends what that left open.
+
+    Args:
+        still: refused unless this is the one who writes (KIP-360).
+    """
 
     def read(reader: Reader) -> tuple[int, Producer]:
         return _error(reader), reader.producer()
 
-    body = text(transactional_id) + _I32.pack(timeout_ms) + _PRODUCER.pack(-1, -1) + _NO_TAGS
+    body = text(transactional_id) + _I32.pack(timeout_ms) + _PRODUCER.pack(*still) + NO_TAGS
     return Request("InitProducerId", 22, 4, body, read)
 
 
 def add_partitions(
-    transactional_id: str, producer: Producer, partitions: Partitions
-) -> Request[dict[tuple[str, int], int]]:
+    transactional_id: str, producer: Producer, partitions: Places
+) -> Request[dict[Place, int]]:
     """AddPartitionsToTxn; the broker does it by itself from transaction version 2 on. Answers an error each."""
     body = text(transactional_id) + _PRODUCER.pack(*producer)
-    body += _by_topic(partitions, lambda number, _: _I32.pack(number))
+    body += by_topic(partitions, lambda number, _: _I32.pack(number))
     # Its partitions are bare numbers, without tags of their own.
-    return Request("AddPartitionsToTxn", 24, 3, body + _NO_TAGS, _errors)
+    return Request("AddPartitionsToTxn", 24, 3, body + NO_TAGS, _errors)
 
 
 def add_offsets(transactional_id: str, producer: Producer, group: str) -> Request[int]:
     """AddOffsetsToTxn; the broker does it by itself from transaction version 2 on. Answers an error."""
-    body = text(transactional_id) + _PRODUCER.pack(*producer) + text(group) + _NO_TAGS
+    body = text(transactional_id) + _PRODUCER.pack(*producer) + text(group) + NO_TAGS
     return Request("AddOffsetsToTxn", 25, 3, body, _error)
 
 
 def produce(
-    transactional_id: str, version: int, timeout_ms: int, batches: Partitions
-) -> Request[dict[tuple[str, int], Written]]:
+    transactional_id: str, version: int, timeout_ms: int, batches: Places
+) -> Request[dict[Place, Written]]:
     """Produce, with acks=all and one record batch a partition."""
 
-    def read(reader: Reader) -> dict[tuple[str, int], Written]:
+    def read(reader: Reader) -> dict[Place, Written]:
         found = {}
         for _ in reader.each():
             topic = reader.text()
@@ -287,24 +300,24 @@ def produce(
         return found
 
     def batch(number: int, records: bytes) -> bytes:
-        return b"".join((_I32.pack(number), varint(len(records) + 1), records, _NO_TAGS))
+        return b"".join((_I32.pack(number), varint(len(records) + 1), records, NO_TAGS))
 
-    body = text(transactional_id) + _I16.pack(-1) + _I32.pack(timeout_ms) + _by_topic(batches, batch)
-    return Request("Produce", 0, version, body + _NO_TAGS, read)
+    body = text(transactional_id) + _I16.pack(-1) + _I32.pack(timeout_ms) + by_topic(batches, batch)
+    return Request("Produce", 0, version, body + NO_TAGS, read)
 
 
 def commit_offsets(
-    transactional_id: str, version: int, producer: Producer, group: str, offsets: Partitions
-) -> Request[dict[tuple[str, int], int]]:
+    transactional_id: str, version: int, producer: Producer, group: str, offsets: Places
+) -> Request[dict[Place, int]]:
     """TxnOffsetCommit: source positions that hold if the transaction does. Answers an error each."""
 
     def position(number: int, offset: int) -> bytes:
-        return _I32.pack(number) + _I64.pack(offset) + _I32.pack(-1) + text("") + _NO_TAGS
+        return _I32.pack(number) + _I64.pack(offset) + _I32.pack(-1) + text("") + NO_TAGS
 
     body = text(transactional_id) + text(group) + _PRODUCER.pack(*producer)
     body += _I32.pack(-1) + text("") + _NO_TEXT  # no generation, no member: the transactional id is the fence
-    body += _by_topic(offsets, position)
-    return Request("TxnOffsetCommit", 28, version, body + _NO_TAGS, _errors)
+    body += by_topic(offsets, position)
+    return Request("TxnOffsetCommit", 28, version, body + NO_TAGS, _errors)
 
 
 def end(transactional_id: str, version: int, producer: Producer, *, commit: bool) -> Request[Ended]:
@@ -314,5 +327,5 @@ def end(transactional_id: str, version: int, producer: Producer, *, commit: bool
         error = _error(reader)
         return Ended(error, reader.producer() if version >= 5 else None)
 
-    body = text(transactional_id) + _PRODUCER.pack(*producer) + bytes([commit]) + _NO_TAGS
+    body = text(transactional_id) + _PRODUCER.pack(*producer) + bytes([commit]) + NO_TAGS
     return Request("EndTxn", 26, version, body, read)

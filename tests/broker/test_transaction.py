@@ -15,7 +15,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from stream.broker import Broker
 from stream.broker.topics import delete_topics
-from stream.engine.transaction import Batch, TakenOver, Transactions, batches_of
+from stream.engine.batches import Batch, batches_of
+from stream.engine.refusals import TakenOver
+from stream.engine.transaction import Transactions
 from stream.engine.wire import Reader, array, features, text, varint
 from stream.errors import BrokenInvariant, Unsupported
 
@@ -113,11 +115,34 @@ def test_a_newer_owner_fences_the_older_in_the_middle_of_its_transaction(
             await older.end(commit=True)
         with pytest.raises(TakenOver):
             await older.write({(topic, 0): values(2)})
+        with pytest.raises(TakenOver):
+            await older.fence_again()
         await newer.write({(topic, 0): values(3)})
         await newer.end(commit=True)
         await older.stop()
         await newer.stop()
         assert await committed_sizes(broker, topic, 0) == [3]
+
+    run(work)
+
+
+@VERSIONS
+def test_a_fence_that_is_renewed_goes_on(broker: Broker, topic: str, newest: int) -> None:
+    """Between two transactions, after trouble; a broken connection is such."""
+
+    async def work() -> None:
+        mine = writer(broker, topic, newest)
+        await mine.start(30)
+        for number in (1, 2):
+            assert not mine.disturbed
+            await mine.write({(topic, 0): values(number)})
+            await mine.end(commit=True)
+            for connection in list(mine._client._conns.values()):
+                connection.close()
+            assert mine.disturbed
+            await mine.fence_again()
+        await mine.stop()
+        assert await committed_sizes(broker, topic, 0) == [1, 2]
 
     run(work)
 

@@ -14,7 +14,7 @@ from stream.broker import Broker
 from tests.chaos.cluster import Round
 from tests.chaos.driver import Driver
 from tests.chaos.fleet import Fleet
-from tests.chaos.forgotten import Record, leave_open, unverified
+from tests.chaos.forgotten import Record, half_end
 from tests.chaos.oracle import Input, Verdict, judge
 
 SESSION_TIMEOUT_S = 3.0  # the shortest that the engine's settings allow: a test waits for it after every kill
@@ -83,26 +83,24 @@ class Scene:
         source_id = self.round.topic_id(self.round.source).hex()
         headers = [("ce_id", f"{source_id}/0/{self.round.ends(self.round.source)[0]}/prediction/u0".encode())]
         records = [Record(topic, 0, b"u0", b"{}" + bytes(198), headers) for topic in topics]
-        transactional_id = f"{self.round.app_id}-{self.round.source}-0"
-        with unverified(self.round.bootstrap):
-            asyncio.run(leave_open(self.round.bootstrap, transactional_id, records))
+        asyncio.run(half_end(self.round.bootstrap, self._transactional_id, [], records))
         for topic in topics:
             assert self.round.ends(topic, committed=True)[0] < self.round.ends(topic)[0]
 
     def forget_outputs(self) -> bytes:
-        """Leave outputs of the newest transaction of partition 0 without their marker; the value of one of them.
+        """Leave an output of the newest transaction of partition 0 without its marker; its value.
 
-        What it speaks of was processed: the rows and the position of that transaction are committed.
+        The rows of that transaction, here of nobody, are committed.
         """
-        source_id = self.round.topic_id(self.round.source).hex()
-        offset = self.round.ends(self.round.source)[0] - 1
         value = b'{"forgotten": true}' + bytes(180)
-        headers = [("ce_id", f"{source_id}/0/{offset}/prediction/u0".encode())]
-        transactional_id = f"{self.round.app_id}-{self.round.source}-0"
-        with unverified(self.round.bootstrap):
-            record = Record(self.round.predictions, 0, b"u0", value, headers)
-            asyncio.run(leave_open(self.round.bootstrap, transactional_id, [record]))
+        rows = Record(self.round.changelog, 0, b"\0nobody", b"", [])
+        record = Record(self.round.predictions, 0, b"u0", value, [])
+        asyncio.run(half_end(self.round.bootstrap, self._transactional_id, [rows], [record]))
         return value
+
+    @property
+    def _transactional_id(self) -> str:
+        return f"{self.round.app_id}-{self.round.source}-0"
 
     def settle(self) -> None:
         """Everything sent is committed."""

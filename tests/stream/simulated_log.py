@@ -60,6 +60,7 @@ class SimulatedLog:
     """One worker's connection to the broker. Every await passes the gate, so a worker can be paused anywhere."""
 
     tombstone_retention_ms = 10**15
+    aborted_from: int | None = None
 
     def __init__(self, broker: SimulatedBroker):
         self.broker = broker

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from stream.engine.partition import Partition, State
+from stream.engine.restore import reason_to_wipe
 from stream.errors import BrokenInvariant, PositionError
 from stream.stage import Chunk, Rendered, SourceMark, Stage
 from tests.stream.simulated_log import SimulatedBroker, SimulatedLog, SimulatedStore
@@ -327,6 +328,18 @@ def test_local_rows_ahead_of_the_changelog_are_wiped(position: int) -> None:
     worker = run_until_ended(broker, store)
     assert worker.ended is None
     assert b"ghost" not in store.rows
+
+
+@pytest.mark.parametrize(("aborted_from", "stays"), [(None, True), (3, True), (2, False)])
+def test_local_rows_of_a_transaction_that_is_aborted_as_forgotten_are_wiped(
+    aborted_from: int | None, stays: bool
+) -> None:
+    """This machine applied them when the broker said that they were committed."""
+    log, store = SimulatedLog(SimulatedBroker()), SimulatedStore()
+    store.apply([(b"ghost", b"1:")], 2, b"c" * 16, 0)
+    log.aborted_from = aborted_from
+    wiped = reason_to_wipe(store, log, (0, 5), 0)  # type: ignore[arg-type]
+    assert (wiped is None) == stays
 
 
 class Reminders(CountingWork):

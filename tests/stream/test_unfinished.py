@@ -2,83 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from stream.engine.batches import BatchHead, batches_of, heads
+from stream.engine.unfinished import Transaction, committed, ended, newest
+from stream.engine.wire import Producer
 
-from stream.engine.unfinished import Tail, decided_to_commit, source_offset
-from stream.stage import FENCE_KEY, SOURCE_KEY, SourceMark
-
-NUMBER = 3
-
-
-class Stored(NamedTuple):
-    """A record as a consumer gives it."""
-
-    offset: int
-    key: bytes
-    value: bytes = b""
-    headers: tuple[tuple[str, bytes], ...] = ()
+MINE, OTHER = 7, 8
+COMMIT, ABORT = True, False
 
 
-def mark(offset: int, next_offset: int) -> Stored:
-    return Stored(offset, SOURCE_KEY, SourceMark(next_offset, b"t" * 16, 0).encode())
+def records(epoch: int, time_ms: int, producer_id: int = MINE) -> BatchHead:
+    return BatchHead(1, Producer(producer_id, epoch), time_ms, None)
 
 
-def output(offset: int, source: int, partition: int = NUMBER) -> Stored:
-    return Stored(offset, b"u", b"{}", (("ce_id", f"id/{partition}/{source}/prediction/u/1".encode()),))
+def marker(commit: bool, epoch: int, producer_id: int = MINE) -> BatchHead:
+    return BatchHead(1, Producer(producer_id, epoch), 99, commit)
 
 
-def tail(
-    written: list[Any] | None = None, seen: list[Any] | None = None, unended: list[Any] | None = None
-) -> Tail:
-    return Tail(written or seen or [], seen or [], unended or [])
-
-
-def test_outputs_whose_rows_are_committed_were_decided_to_be_committed() -> None:
-    """Position 20 is seen, outputs of 10 to 19 are open."""
-    rows = tail(seen=[mark(5, 10), mark(9, 20)])
-    assert decided_to_commit(
-        rows, [tail(seen=[output(1, 9)], unended=[output(2, 10), output(3, 19)])], NUMBER
+def test_a_marker_ends_what_its_producer_wrote_before_it() -> None:
+    """And nothing of others, whose records stand in between."""
+    found = ended(
+        [
+            records(1, 10),
+            records(4, 11, OTHER),
+            records(1, 10),
+            marker(COMMIT, 2),
+            records(2, 20),
+            marker(ABORT, 3),
+        ]
     )
+    assert found == {Transaction(MINE, 1, 10): True, Transaction(MINE, 2, 20): False}
 
 
-def test_outputs_whose_rows_are_aborted_were_not() -> None:
-    """The newest position was written and is not seen."""
-    rows = tail(written=[mark(5, 10), mark(9, 20)], seen=[mark(5, 10)])
-    assert not decided_to_commit(rows, [tail(unended=[output(2, 5)])], NUMBER)
+def test_transactions_are_told_apart_by_epoch_or_by_time() -> None:
+    """Before transaction version 2 all of a life have the same epoch; the clock may stand where it stood."""
+    found = ended([records(1, 10), marker(COMMIT, 1), records(1, 11), marker(ABORT, 1)])
+    assert found == {Transaction(MINE, 1, 10): True, Transaction(MINE, 1, 11): False}
 
 
-def test_outputs_beyond_the_position_never_had_rows() -> None:
-    """Their rows did not even reach the broker."""
-    rows = tail(seen=[mark(5, 10)])
-    assert not decided_to_commit(rows, [tail(unended=[output(2, 9), output(3, 10)])], NUMBER)
+def test_the_newest_transaction_is_that_of_the_last_records() -> None:
+    """Markers and other producers have none."""
+    log = [records(1, 10), marker(COMMIT, 2), records(2, 20), records(5, 30, OTHER)]
+    assert newest(log, MINE) == Transaction(MINE, 2, 20)
+    assert newest([marker(COMMIT, 2)], MINE) is None
 
 
-def test_rows_whose_outputs_are_seen_were_decided_to_be_committed() -> None:
-    """Outputs from position 10 on are there; rows with position 20 are open."""
-    rows = tail(seen=[mark(5, 10)], unended=[Stored(8, b"u"), mark(9, 20)])
-    assert decided_to_commit(rows, [tail(seen=[output(1, 9), output(2, 10)])], NUMBER)
-    assert not decided_to_commit(rows, [tail(seen=[output(1, 9)])], NUMBER)
-    assert not decided_to_commit(rows, [tail(seen=[output(1, 12, partition=1)])], NUMBER)
+def test_what_another_partition_shows_was_decided() -> None:
+    """Either way."""
+    mine = Transaction(MINE, 2, 20)
+    assert committed(mine, {mine: True}, {})
+    assert not committed(mine, {mine: False}, {Transaction(MINE, 3, 30): True})
+
+
+def test_what_was_followed_by_a_committed_one_was_committed() -> None:
+    """An owner whose transaction fails ends; only in the changelog, which every transaction writes to."""
+    mine, later = Transaction(MINE, 2, 20), Transaction(MINE, 3, 30)
+    assert committed(mine, {later: True}, {later: True})
+    assert not committed(mine, {later: False}, {later: False})
+    assert not committed(later, {mine: True}, {mine: True})
+    assert not committed(mine, {}, {Transaction(OTHER, 3, 30): True})
 
 
 def test_where_nobody_got_a_marker_nothing_is_committed() -> None:
     """Aborted everywhere, the events are processed again: no loss, no repeat."""
-    rows = tail(seen=[mark(5, 10)], unended=[mark(9, 20)])
-    assert not decided_to_commit(rows, [tail(seen=[output(1, 9)], unended=[output(2, 10)])], NUMBER)
+    assert not committed(Transaction(MINE, 2, 20), {}, {Transaction(MINE, 1, 10): True})
 
 
-def test_a_fence_that_was_never_ended_is_no_reason_to_commit() -> None:
-    """A takeover that was killed in its cleanse leaves dummies."""
-    fence = Stored(9, FENCE_KEY)
-    assert not decided_to_commit(tail(seen=[mark(5, 10)]), [tail(unended=[fence])], NUMBER)
-    assert not decided_to_commit(tail(seen=[mark(5, 10)], unended=[fence]), [tail()], NUMBER)
-
-
-def test_an_output_names_its_source() -> None:
-    """By its CloudEvents id, or by a dead letter's headers; hostile names and other partitions give nothing."""
-    dead = (("__streams.errors.partition", b"3"), ("__streams.errors.offset", b"77"))
-    assert source_offset(dead, NUMBER) == 77
-    assert source_offset(dead, 4) is None
-    assert source_offset(output(0, 12).headers, NUMBER) == 12
-    assert source_offset((("ce_id", b"id/x/../prediction"),), NUMBER) is None
-    assert source_offset((), NUMBER) is None
+def test_heads_are_read_from_stored_batches() -> None:
+    """Producer, time, end; a batch that was cut is left out."""
+    (batch,) = batches_of([(b"k", b"v", []), (None, None, [("h", b"x")])], now_ms=1234)
+    batch.builder.set_producer_state(MINE, 3, 0)
+    data = bytes(batch.builder.build())
+    assert list(heads(data + data[:-1])) == [BatchHead(2, Producer(MINE, 3), 1234, None)]

@@ -6,7 +6,7 @@ the group's new events:
 
     row (bytes, None at first) ──┐
     events, as they arrived   ───┼──► fold ──► row to keep (None: forget), alerts, when to look again
-    watermark                 ───┘
+    watermark                 ───┘    └─► meetings of its users, which come back as records of their own
 
 What a detector may rely on:
 
@@ -36,12 +36,15 @@ __all__ = [
     "DEVICE",
     "ITEM",
     "MAX_ROW_BYTES",
+    "MEETINGS",
     "SHOP",
     "USER",
     "Fold",
     "Group",
     "GroupDetector",
     "GroupEvent",
+    "Meeting",
+    "Partner",
     "Said",
     "hold_back",
 ]
@@ -50,6 +53,8 @@ SHOP: Final = "shop"
 ITEM: Final = "item"
 DEVICE: Final = "device"
 USER: Final = "user"
+#: A user's meetings with others, as detectors of other groups tell them.
+MEETINGS: Final = "met"
 
 #: A row of the stage; a longer one is kept in several pieces of this size.
 MAX_ROW_BYTES: Final = 16 << 10
@@ -94,6 +99,25 @@ class GroupEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     session_position: int = 1
 
 
+class Partner(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Somebody who did the same, and where that stands in the input topic."""
+
+    user_id: str
+    event_time_ms: int
+    partition: int
+    offset: int
+
+
+class Meeting(GroupEvent, array_like=True, frozen=True, gc=False):
+    """One user's event beside those of others, told by the detector of a group that they have in common.
+
+    It is read like any event of a group, but it is never late and moves no watermark: what it is made of was on time.
+    A detector that takes meetings tells none, so that what is told comes to an end.
+    """
+
+    partners: list[Partner] = []
+
+
 class Fold(NamedTuple):
     """What a detector makes of a row and events.
 
@@ -101,11 +125,13 @@ class Fold(NamedTuple):
         row: to keep; None when there is nothing to remember.
         alerts: findings, each with a deterministic id made of what it is about.
         due_ms: the watermark at which the row is to be looked at again without events; None for never.
+        meetings: to be told to the users whom they name, in the same transaction.
     """
 
     row: bytes | None
     alerts: list[Alert]
     due_ms: int | None = None
+    meetings: Sequence[Meeting] = ()
 
 
 class GroupDetector(Protocol):

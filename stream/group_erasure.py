@@ -4,6 +4,9 @@ Each partition of groups is told every tombstone. It goes through all of its row
 for some users at once, and remembers in reserved rows for whom it has not come to the end yet. A pass that a restart
 cuts off begins anew. Rows that are folded meanwhile are looked at as they are written, so at the end of a pass none
 holds any of its users by what they did before; what somebody does after the own tombstone may leave with it.
+
+Partitions tell each other of meetings, so one that is behind may name a user to one that has forgotten that user. At
+the end of its pass each therefore tells all of them once more: behind that nobody names the user any longer.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from typing import Final
 
 from stream.stage import Row
 
-__all__ = ["ERASING_KEY", "Erasures", "Page"]
+__all__ = ["AGAIN_KEY", "ERASING_KEY", "Erasures", "Page"]
 
-#: Reserved row of a user who is still to be erased: this prefix and the id.
+#: Reserved rows of users who are still to be erased, for the first and for the second time: these prefixes and the id.
 ERASING_KEY: Final = b"\0e"
+AGAIN_KEY: Final = b"\0f"
 MOST_USERS: Final = 64  # in one pass
 MOST_ROWS: Final = 2048  # in one micro-batch
 
@@ -28,12 +32,15 @@ class Erasures:
     """The users whom one partition of groups forgets, and how far it has come.
 
     Args:
-        waiting: keys of the reserved rows, as the store remembers them.
+        waiting: keys of the reserved rows of both kinds, as the store remembers them.
         page: rows from a key on, at most so many, in order of keys.
     """
 
     def __init__(self, waiting: Iterable[bytes], page: Page) -> None:
-        self._waiting = {key[len(ERASING_KEY) :]: None for key in waiting}
+        #: Whether it is the second time, by user.
+        self._waiting: dict[bytes, bool] = {}
+        for key in waiting:
+            self.add(key[len(ERASING_KEY) :], again=key.startswith(AGAIN_KEY))
         self._page = page
         self._users: list[bytes] = []
         self._next = b"\1"
@@ -43,12 +50,18 @@ class Erasures:
         """Whether anybody is left to be erased."""
         return bool(self._waiting)
 
-    def add(self, user: bytes) -> Row | None:
-        """Take note of a tombstone; the row to remember it by, None when it is known."""
-        if user in self._waiting:
-            return None
-        self._waiting[user] = None
-        return ERASING_KEY + user, b"1"
+    def add(self, user: bytes, *, again: bool = False) -> list[Row]:
+        """Take note of a tombstone; the rows to remember it by, none when it is known.
+
+        Args:
+            again: another partition has come to its end with this user.
+        """
+        known = self._waiting.get(user)
+        if known is not None and (again or not known):
+            return []
+        self._waiting[user] = again
+        rows: list[Row] = [((AGAIN_KEY if again else ERASING_KEY) + user, b"1")]
+        return [*rows, (AGAIN_KEY + user, None)] if known else rows
 
     def begin(self) -> None:
         """Begin a pass, if none is under way."""
@@ -67,11 +80,16 @@ class Erasures:
         self._next = rows[-1][0] + b"\0" if len(rows) == MOST_ROWS else b""
         return rows
 
-    def end(self) -> list[Row]:
-        """When all rows were looked at: what removes the users of this pass from those who wait."""
+    def end(self) -> tuple[list[Row], list[bytes]]:
+        """When all rows were looked at: what removes the users of this pass from those who wait, and whom to tell of.
+
+        Only those whom a tombstone named are told of again, so that this ends.
+        """
         if not self._users or self._next:
-            return []
+            return [], []
         done, self._users = self._users, []
-        for user in done:
-            del self._waiting[user]
-        return [(ERASING_KEY + user, None) for user in done]
+        again = {user: self._waiting.pop(user) for user in done}
+        rows: list[Row] = [
+            ((AGAIN_KEY if second else ERASING_KEY) + user, None) for user, second in again.items()
+        ]
+        return rows, [user for user, second in again.items() if not second]

@@ -4,6 +4,7 @@
     item     every order; of one with lines, each of its items; visits to which users come back again and again
     device   every order; where no device is named, the address
     user     what is out of the ordinary (stream/user_news.py)
+    met      meetings of users, which the second stage itself tells
 
 Of crawlers that announce themselves nothing is told but their orders at shops.
 
@@ -28,16 +29,27 @@ import numpy as np
 
 from stream.engagements import announced
 from stream.events import Event
-from stream.group_detectors import DEVICE, ITEM, SHOP, USER, Group, GroupEvent
+from stream.group_detectors import DEVICE, ITEM, MEETINGS, SHOP, USER, Group, GroupEvent, Meeting
 from stream.stage import Message
 from stream.user_news import UserEvent, UserNews
 
-__all__ = ["TELL_MS", "Erasure", "GroupRecords", "Watermark", "group_of", "read_record", "routed"]
+__all__ = [
+    "TELL_MS",
+    "Erasure",
+    "GroupRecords",
+    "Watermark",
+    "erasure_messages",
+    "group_of",
+    "meeting_message",
+    "read_record",
+    "routed",
+]
 
 #: Event time after which a partition tells its watermark again.
 TELL_MS: Final = 60_000
 _MOST_LINES: Final = 16  # of one order; what buys more lines is no detail of this stage
 _OF_USER: Final = f"{USER}:".encode()
+_OF_MEETINGS: Final = f"{MEETINGS}:".encode()
 _LONGEST_ID: Final = 256  # bytes; a longer one is told by its hash
 
 
@@ -49,17 +61,20 @@ class Watermark(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Erasure(NamedTuple):
-    """A user of whom nothing may stay."""
+    """A user of whom nothing may stay; ``again`` where a partition of groups tells that it has come to its end."""
 
     user: bytes
+    again: bool = False
 
 
-#: Key of the records that tell tombstones; no group's starts with it.
+#: Keys of the records that tell tombstones, as clicks and as partitions of groups do; no group's starts with them.
 ERASURE_KEY: Final = b"\0erase"
+_AGAIN_KEY: Final = b"\0erase again"
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_event = msgspec.msgpack.Decoder(GroupEvent).decode
 _unpack_user_event = msgspec.msgpack.Decoder(UserEvent).decode
+_unpack_meeting = msgspec.msgpack.Decoder(Meeting).decode
 _unpack_watermark = msgspec.msgpack.Decoder(Watermark).decode
 
 
@@ -82,9 +97,24 @@ def read_record(key: bytes | None, value: bytes) -> GroupEvent | Watermark | Era
     """
     if key == ERASURE_KEY:
         return Erasure(value)
+    if key == _AGAIN_KEY:
+        return Erasure(value, again=True)
     if key is None:
         return _unpack_watermark(value)
-    return _unpack_user_event(value) if key.startswith(_OF_USER) else _unpack_event(value)
+    if key.startswith(_OF_USER):
+        return _unpack_user_event(value)
+    return _unpack_meeting(value) if key.startswith(_OF_MEETINGS) else _unpack_event(value)
+
+
+def meeting_message(meeting: Meeting, topic: str, partitions: int) -> tuple[str, Message]:
+    """A meeting as a record to the user whom it names: the output, and the message."""
+    key = _key(MEETINGS, meeting.user_id)
+    return routed(topic, crc32(key) % partitions), (key, _pack(meeting), [])
+
+
+def erasure_messages(user: bytes, topic: str, partitions: int) -> list[tuple[str, Message]]:
+    """That a partition of groups has forgotten a user, to all of them: outputs and messages."""
+    return [(routed(topic, number), (_AGAIN_KEY, user, [])) for number in range(partitions)]
 
 
 class GroupRecords:

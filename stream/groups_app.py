@@ -10,19 +10,21 @@ from typing import Any, cast
 import structlog
 
 from models.fraud.own_terms import OwnScores, plain_scores
+from stream import buyer_rings, item_farms
 from stream.alert_calibration import LabelledAlerts
 from stream.boosted_items import BoostedItems
 from stream.broker.topics import TopicInfo, describe_all
 from stream.brushed_shops import BrushedShops
+from stream.buyer_rings import BuyerRings
 from stream.engine.exit import end_process
 from stream.engine.kafka_log import TopicSet
 from stream.engine.quiet import wait_for_nobody_quiet
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
 from stream.errors import ConfigurationError
-from stream.group_detectors import GroupDetector
-from stream.group_erasure import ERASING_KEY, Erasures
-from stream.group_records import GroupRecords
+from stream.group_detectors import MEETINGS, GroupDetector
+from stream.group_erasure import AGAIN_KEY, ERASING_KEY, Erasures
+from stream.group_records import GroupRecords, routed
 from stream.groups_stage import SOURCES_KEY, GroupsWork, Sources
 from stream.item_farms import ItemFarms
 from stream.label_notes import group_notes
@@ -58,6 +60,7 @@ def detectors_of(
         BrushedShops(OrderBrushing(topic, late_limit_ms=late_limit_ms)),
         ItemFarms(topic, late_limit_ms=late_limit_ms),
         BoostedItems(topic),
+        BuyerRings(topic),
         user_watch(settings, topic, scores),
     ]
     kinds = {each.kind for each in found}
@@ -66,6 +69,8 @@ def detectors_of(
         raise ConfigurationError(
             f"FORECLICK_GROUPS__SILENCED names {', '.join(sorted(unknown))}; kinds are {', '.join(sorted(kinds))}."
         )
+    if item_farms.KIND in silenced:  # what it tells is all that rings are made of
+        silenced.add(buyer_rings.KIND)
     return [each for each in found if each.kind not in silenced]
 
 
@@ -111,8 +116,9 @@ class Groups:
     async def prepare(self) -> Plan:
         """Check the topics; the first stage is up already."""
         settings = self.settings
-        topics, source = await asyncio.to_thread(groups_topics, settings)
+        topics, source, partitions = await asyncio.to_thread(groups_topics, settings)
         detectors = self._detectors
+        tells = any(MEETINGS in each.group_types for each in detectors)
         logger.info("groups", kinds=settings.groups.kinds, detectors=[each.kind for each in detectors])
 
         told = await asyncio.to_thread(label_outputs, settings)
@@ -120,6 +126,7 @@ class Groups:
 
         def make_work(partition: int, store: Store) -> Work[Any]:  # noqa: ARG001 - all alike
             (held,) = store.get([SOURCES_KEY])
+            waiting = [key for prefix in (ERASING_KEY, AGAIN_KEY) for key, _ in store.reserved(prefix)]
             work = GroupsWork(
                 detectors=detectors,
                 sources=Sources(source.partitions, held),
@@ -130,7 +137,8 @@ class Groups:
                 source=f"/{settings.app_id}/{source.name}",
                 fetch=store.get,
                 stored=store.items(),
-                erasures=Erasures((key for key, _ in store.reserved(ERASING_KEY)), store.page),
+                erasures=Erasures(waiting, store.page),
+                told_to=(settings.groups_topic, partitions) if tells else None,
                 observe=self.metrics.committed,
             )
             notes = group_notes(told_kinds(settings))
@@ -162,8 +170,10 @@ class Groups:
         return described
 
 
-def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo]:
-    """The topics of the second stage, and the input of the first.
+def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo, int]:
+    """The topics of the second stage, the input of the first, and how many partitions groups have.
+
+    Its own input is among its outputs: meetings are told to the users' own groups.
 
     Raises:
         TopicError: one is missing, or the changelog has not the partitions of its source.
@@ -178,8 +188,9 @@ def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo]:
         settings.kafka.librdkafka(), names, "run without groups: FORECLICK_GROUPS__ENABLED=false."
     )
     outputs = {alerts.name: alerts.partitions}
+    outputs |= {routed(source.name, number): source.partitions for number in range(source.partitions)}
     topics = TopicSet.over(source, changelog, outputs, "Delete both, then run `foreclick topics create`.")
-    return topics, clicks
+    return topics, clicks, source.partitions
 
 
 def group_records(settings: Settings, partitions: int) -> GroupRecords | None:

@@ -24,10 +24,10 @@ import msgspec
 from stream.alert_records import alert_message
 from stream.alerts import END_MS, Alert
 from stream.errors import BrokenInvariant, DamagedRow
-from stream.group_detectors import MAX_ROW_BYTES, GroupDetector, GroupEvent, Said, hold_back
+from stream.group_detectors import MAX_ROW_BYTES, GroupDetector, GroupEvent, Meeting, Said, hold_back
 from stream.group_due import DueRows
 from stream.group_erasure import Erasures
-from stream.group_records import Erasure, Watermark, group_of, read_record
+from stream.group_records import Erasure, Watermark, erasure_messages, group_of, meeting_message, read_record
 from stream.group_sources import Sources
 from stream.stage import Message, Rendered, Row
 
@@ -113,6 +113,7 @@ class GroupsWork:
         fetch: rows of this partition's store.
         stored: its rows, for the index of what is due.
         erasures: users whom tombstones have named.
+        told_to: topic of groups and its partitions, where meetings go; None tells of none.
         observe: told of each committed micro-batch, with the times of its receipt and its commit.
     """
 
@@ -129,6 +130,7 @@ class GroupsWork:
         fetch: Callable[[list[bytes]], list[bytes | None]],
         stored: Iterable[tuple[bytes, bytes]] = (),
         erasures: Erasures | None = None,
+        told_to: tuple[str, int] | None = None,
         observe: Callable[[GroupCounts, float, float], None] = lambda *_: None,
     ) -> None:
         self.sources = sources
@@ -143,7 +145,7 @@ class GroupsWork:
         self._alerts_topic, self._topic_id, self._source = alerts_topic, topic_id, source
         self._fetch = fetch
         self._erasures = Erasures((), lambda *_: []) if erasures is None else erasures
-        self._observe = observe
+        self._told_to, self._observe = told_to, observe
         self._due = DueRows((key, _header(raw)[2]) for key, raw in stored if key[-1:] == b"\0")
 
     # ------------------------------------------------------------------ step 2
@@ -187,10 +189,11 @@ class GroupsWork:
         raws.update(zip(missing, self._fetch(missing), strict=True))
 
         written: list[Row] = [(SOURCES_KEY, self.sources.row())] if moved else []
-        named = (self._erasures.add(read.user) for read in decoded.records if isinstance(read, Erasure))
-        written += [row for row in named if row is not None]
+        for read in decoded.records:
+            if isinstance(read, Erasure):
+                written += self._erasures.add(read.user, again=read.again)
         self._erasures.begin()
-        alerts: list[Message] = []
+        messages: dict[str, list[Message]] = {}
         folds = [
             *((key, events, watermark_ms) for key, events in wanted.items()),
             *((key, [], horizon_ms) for key in due),
@@ -198,11 +201,19 @@ class GroupsWork:
         for number, (key, events, mark_ms) in enumerate(folds, 1):
             if number % TURN == 0:
                 await asyncio.sleep(0)
-            found = self._fold(key, raws[key], events, mark_ms, written, counts)
-            alerts += [alert_message(alert, self._topic_id, self._source) for alert in found]
-        await self._erase(wanted.keys() | set(due), written)
+            alerts, meetings = self._fold(key, raws[key], events, mark_ms, written, counts)
+            for alert in alerts:
+                message = alert_message(alert, self._topic_id, self._source)
+                messages.setdefault(self._alerts_topic, []).append(message)
+            if self._told_to is not None:
+                for meeting in meetings:
+                    output, message = meeting_message(meeting, *self._told_to)
+                    messages.setdefault(output, []).append(message)
+        for user in await self._erase(wanted.keys() | set(due), written):
+            for output, message in erasure_messages(user, *self._told_to) if self._told_to else ():
+                messages.setdefault(output, []).append(message)
         counts.rows = len(written)
-        return Rendered({self._alerts_topic: alerts} if alerts else {}, written, watermark_ms, counts)
+        return Rendered(messages, written, watermark_ms, counts)
 
     def _sort_out(
         self, decoded: DecodedGroups, counts: GroupCounts
@@ -215,14 +226,14 @@ class GroupsWork:
             if isinstance(read, Erasure):
                 continue
             said = read.event if isinstance(read, _Event) else read
-            told_ms = said.event_time_ms
-            if sources.advance(said.partition, told_ms):
+            met = isinstance(said, Meeting)
+            if not met and sources.advance(said.partition, said.event_time_ms):
                 moved = True
                 oldest_ms = max(oldest_ms, sources.watermark_ms - self._late_limit_ms)
             if isinstance(read, Watermark):
                 continue
             counts.events += 1
-            if told_ms < oldest_ms:
+            if not met and said.event_time_ms < oldest_ms:
                 counts.late += 1
                 continue
             for key in read.rows:
@@ -240,7 +251,7 @@ class GroupsWork:
         watermark_ms: int,
         written: list[Row],
         counts: GroupCounts,
-    ) -> list[Alert]:
+    ) -> tuple[list[Alert], Sequence[Meeting]]:
         """One row through its detector; what it writes goes to ``written``."""
         group, kind = parts_of(key)
         detector = self._detectors.get(kind)
@@ -248,7 +259,7 @@ class GroupsWork:
         if detector is None:  # of a build or a setting that had it
             self._write(key, old, b"", 0, written)
             self._due.move(key, old_due_ms, 0)
-            return []
+            return [], ()
         kept = _unpack(b"".join(old)) if old else _Kept(None, None)
         fold = detector.fold(group_of(group), kept.row, events, watermark_ms)
         if fold.row is not None and len(fold.row) > detector.max_row_bytes:
@@ -274,7 +285,7 @@ class GroupsWork:
         due_ms = 0 if nothing or due_ms is None else max(due_ms, watermark_ms + 1)
         self._write(key, old, b"" if nothing else _pack(_Kept(row, said)), due_ms, written)
         self._due.move(key, old_due_ms, due_ms)
-        return alerts
+        return alerts, fold.meetings
 
     def _without_erased(
         self, group: bytes, detector: GroupDetector, row: bytes | None, said: Said | None
@@ -288,8 +299,12 @@ class GroupsWork:
         gone = left is None and (row is not None or whose.id in users)
         return left, None if gone else said
 
-    async def _erase(self, folded: Set[bytes], written: list[Row]) -> None:
-        """Look at the next rows of the store; those that were folded are clean already."""
+    async def _erase(self, folded: Set[bytes], written: list[Row]) -> list[bytes]:
+        """Look at the next rows of the store; those that were folded are clean already.
+
+        Returns:
+            Whom no row holds any more, to tell all partitions of.
+        """
         for number, (key, raw) in enumerate(self._erasures.turn(), 1):
             if number % (8 * TURN) == 0:
                 await asyncio.sleep(0)
@@ -307,7 +322,9 @@ class GroupsWork:
             due_ms = 0 if nothing else old_due_ms
             self._write(key, old, b"" if nothing else _pack(_Kept(row, said)), due_ms, written)
             self._due.move(key, old_due_ms, due_ms)
-        written += self._erasures.end()
+        rows, forgotten = self._erasures.end()
+        written += rows
+        return forgotten
 
     def _stored(self, key: bytes, raw: bytes | None) -> tuple[list[bytes], int]:
         """The pieces of a row, without the first one's header, and when it is due."""

@@ -10,6 +10,9 @@ Orders are taken in the sequence of event time, each as soon as none before it c
 is the same however they arrived and were cut into calls. An order that is told again, under its order id, is one. The
 row keeps the last buyers and the orders that wait; what finds no room leaves, the oldest first, and alerts from then
 on say ``approximate``.
+
+Whose order came within two hours of those of a few others has met them, and is told so: who keeps meeting the same
+ones at other items shows in the own row alone (stream/buyer_rings.py). Where many order, nobody meets anybody.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import numpy as np
 from models.fraud.crowds import excess_nats
 from models.fraud.fusion import scores_of
 from stream.alerts import Alert, severity_of
-from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent
+from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent, Meeting, Partner
 from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "ItemFarms"]
@@ -34,6 +37,8 @@ __all__ = ["KIND", "ItemFarms"]
 KIND: Final = "click_farm"
 _ROW_VERSION: Final = 2
 _WEEK_MS: Final = 7 * 24 * 3_600_000
+_TOGETHER_MS: Final = 2 * 3_600_000
+_FEW: Final = 12  # others; where more order within two hours, whom one meets says nothing
 _AT_LEAST: Final = 3  # users, or nobody has anything in common
 _ENTRY_BYTES: Final = 160  # of a buyer beside the id, at most; a waiting order takes less
 _OPEN_BYTES: Final = MAX_ROW_BYTES - 4096
@@ -124,6 +129,7 @@ class ItemFarms:
                 known.open_bytes += _cost(event.user_id)
         complete_ms = watermark_ms - self.late_limit_ms
         alerts: list[Alert] = []
+        meetings: list[Meeting] = []
         taken = 0
         for order in known.open:
             if order.event_time_ms > complete_ms:
@@ -132,15 +138,15 @@ class ItemFarms:
                 known.approximate = True  # no room to wait for what may come before: it is taken as it is
             taken += 1
             known.open_bytes -= _cost(order.user_id)
-            alerts += self._take(group, known, order)
+            alerts += self._take(group, known, order, meetings)
         del known.open[:taken]
         if known.open:
             due_ms = known.open[0].event_time_ms + self.late_limit_ms
         else:
             due_ms = max((buyer.times_ms[-1] for buyer in known.buyers.values()), default=0) + _WEEK_MS
             if due_ms <= watermark_ms:
-                return Fold(None, alerts)
-        return Fold(_ROWS.packed(known), alerts, due_ms)
+                return Fold(None, alerts, meetings=meetings)
+        return Fold(_ROWS.packed(known), alerts, due_ms, meetings)
 
     def erase(self, row: bytes, users: Collection[str]) -> bytes:
         """The row without these users: neither their ids nor their orders."""
@@ -152,7 +158,7 @@ class ItemFarms:
         known.open_bytes = sum(_cost(each.user_id) for each in known.open)
         return _ROWS.packed(known)
 
-    def _take(self, group: Group, known: _Row, order: _Order) -> list[Alert]:
+    def _take(self, group: Group, known: _Row, order: _Order, meetings: list[Meeting]) -> list[Alert]:
         buyer = known.buyers.pop(order.user_id, None)
         if buyer is None:
             buyer = _Buyer()
@@ -164,6 +170,7 @@ class ItemFarms:
         buyer.times_ms = [*buyer.times_ms[1 - _REMEMBERED :], order.event_time_ms]
         buyer.hashes = [*buyer.hashes[1 - _REMEMBERED :], order.hash]
         self._forget(known, order.event_time_ms)
+        meetings += _met(group, known, order)
         return self._judged(group, known, order)
 
     @staticmethod
@@ -231,6 +238,20 @@ class ItemFarms:
                 approximate=known.approximate,
             )
         ]
+
+
+def _met(group: Group, known: _Row, order: _Order) -> list[Meeting]:
+    """The order's buyer beside those who ordered within two hours before, if they are a few."""
+    partners: list[Partner] = []
+    for user, there in reversed(known.buyers.items()):
+        if order.event_time_ms - there.times_ms[-1] > _TOGETHER_MS or len(partners) > _FEW:
+            break
+        if user != order.user_id:
+            partners.append(Partner(user, there.times_ms[-1], there.partition, there.offset))
+    if not 0 < len(partners) <= _FEW:
+        return []
+    at = order.event_time_ms, order.user_id, "met", order.partition, order.offset
+    return [Meeting(*at, item_id=group.id, partners=partners)]
 
 
 def _cost(user: str) -> int:

@@ -16,8 +16,10 @@ import jsonschema
 import pytest
 
 from models.registry import untrained
+from stream.alerts import Alert
 from stream.audit import read_topic
 from stream.broker.server_settings import free_port
+from stream.buyer_rings import BuyerRings
 from stream.demo import Worker
 from stream.events import Event
 from stream.group_detectors import Group, GroupEvent, hold_back
@@ -96,7 +98,7 @@ def by_the_rule(log: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def by_the_farm(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The alerts about the farmed item: of one fold over its orders, those that say something new."""
+    """Those about the farmed item and its buyers' meetings: of one fold over each, what says something new."""
     orders = sorted(
         (order for order in log if order["item_id"] == "farmed"), key=lambda order: order["event_time_ms"]
     )
@@ -106,11 +108,23 @@ def by_the_farm(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
         )
         for number, order in enumerate(orders)
     ]
+    fold = ItemFarms("").fold(Group("item", "farmed"), None, events, START_MS + 3 * DAY_MS)
+    sent = new_ones(fold.alerts)
+    assert sent
+    for farmer in sorted({meeting.user_id for meeting in fold.meetings}):
+        told = [meeting for meeting in fold.meetings if meeting.user_id == farmer]
+        ring = BuyerRings("").fold(Group("met", farmer), None, told, START_MS + 3 * DAY_MS)
+        assert ring.alerts
+        sent += new_ones(ring.alerts)
+    return sent
+
+
+def new_ones(alerts: list[Alert]) -> list[dict[str, Any]]:
+    """What of a detector's alerts on one subject says something new."""
     said, sent = None, []
-    for found in ItemFarms("").fold(Group("item", "farmed"), None, events, START_MS + 3 * DAY_MS).alerts:
+    for found in alerts:
         said, alert = hold_back(said, found, 7 * DAY_MS)
         sent += [] if alert is None else [json.loads(alert.as_json())]
-    assert sent
     return sent
 
 
@@ -118,8 +132,8 @@ def without_positions(alerts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
     for alert in alerts:
         for each in alert["evidence"]:
             del each["source"]
-        if alert["kind"] == "click_farm":  # its ids name positions
-            alert["id"] = f"farm at {alert['event_time_ms']}"
+        if alert["kind"] in {"click_farm", "buyer_ring"}:  # whose ids name positions
+            alert["id"] = f"{alert['subject']} at {alert['event_time_ms']}"
             alert["supersedes"] = alert["supersedes"] is not None
     found = {alert["id"]: alert for alert in alerts}
     assert len(found) == len(alerts), "an alert stands twice in the topic"

@@ -220,7 +220,8 @@ class Product:
         told: dict[tuple[int, int], list[Any]] = {}
         for message in read_topic(self.settings.kafka.librdkafka(), self.settings.groups_topic):
             key = message.key()
-            if key is None or key.startswith(RESERVED) or not self._sure(key):
+            # Meetings are what the second stage tells itself.
+            if key is None or key.startswith((RESERVED, b"met:")) or not self._sure(key):
                 continue
             event = read_record(key, message.value() or b"")
             at = (message.partition(), event.partition)

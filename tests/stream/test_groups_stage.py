@@ -18,11 +18,21 @@ import pytest
 
 from stream.alerts import Alert
 from stream.brushed_shops import BrushedShops
+from stream.buyer_rings import BuyerRings
 from stream.errors import BrokenInvariant
 from stream.events import Event, Line
-from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupDetector, GroupEvent
-from stream.group_erasure import ERASING_KEY, MOST_USERS, Erasures
-from stream.group_records import GroupRecords, Watermark, read_record
+from stream.group_detectors import (
+    ITEM,
+    MAX_ROW_BYTES,
+    Fold,
+    Group,
+    GroupDetector,
+    GroupEvent,
+    Meeting,
+    Partner,
+)
+from stream.group_erasure import AGAIN_KEY, ERASING_KEY, MOST_USERS, Erasures
+from stream.group_records import Erasure, GroupRecords, Watermark, meeting_message, read_record
 from stream.groups_stage import MOST_DUE, SETTLE_MS, SOURCES_KEY, GroupsWork, Sources
 from stream.item_farms import ItemFarms
 from stream.order_brushing import OrderBrushing, ShopLog
@@ -93,7 +103,10 @@ class Stored:
             source="/app/clicks",
             fetch=lambda keys: [self.rows.get(key) for key in keys],
             stored=[(key, row) for key, row in self.rows.items() if key[0]],
-            erasures=Erasures([key for key in self.rows if key.startswith(ERASING_KEY)], self.page),
+            erasures=Erasures(
+                [key for key in self.rows if key.startswith((ERASING_KEY, AGAIN_KEY))], self.page
+            ),
+            told_to=("groups", 1),
         )
 
     def page(self, first: bytes, most: int) -> list[tuple[bytes, bytes]]:
@@ -409,3 +422,61 @@ def test_nothing_stays_of_a_group_that_is_an_erased_user() -> None:
     keys = [key for key in stored.rows if key != SOURCES_KEY]
     assert [key.split(b"\0")[0] for key in keys] == [b"user:u17"]
     assert not any(b"/u1/" in row for row in stored.rows.values())
+
+
+def told_by(rendered: Rendered) -> list[Any]:
+    """What the stage told itself."""
+    sent: Sequence[Message] = list(rendered.messages.get("groups/0", ()))
+    return [SimpleNamespace(key=key, value=value) for key, value, _ in sent]
+
+
+def test_a_meeting_that_comes_behind_a_tombstone_is_forgotten_as_well() -> None:
+    """Another partition, which was behind, names the user once more; its own end with that user clears this too."""
+    stored = Stored(1, [BuyerRings("clicks")])
+    meeting = Meeting(START_MS, "u1", "met", 0, 7, item_id="i", partners=[Partner("gone", START_MS, 0, 8)])
+    _, (key, value, _) = meeting_message(meeting, "groups", 1)
+    again = told_by(stored.take(erasures("gone")))
+    assert [(one.key, read_record(one.key, one.value)) for one in again] == [
+        (b"\0erase again", Erasure(b"gone", again=True))
+    ]
+    stored.take([SimpleNamespace(key=key, value=value)])
+    assert any(b"gone" in row for row in stored.rows.values())
+    stored.open()
+    assert told_by(stored.take(again)) == [], "and this comes to an end"
+    assert not stored.work.has_due(0)
+    assert not any(b"gone" in part for pair in stored.rows.items() for part in pair)
+
+
+def test_a_pass_for_the_second_time_survives_a_restart_and_a_new_tombstone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cut off it begins anew and tells nobody; a tombstone meanwhile makes it the first time again."""
+    monkeypatch.setattr("stream.group_erasure.MOST_ROWS", 1)
+    for tombstone in (False, True):
+        stored = Stored(1, [ItemFarms("clicks")])
+        stored.take(records_of(orders_of(5, 40), 1, ("item",))[0])
+        stored.take([SimpleNamespace(key=b"\0erase again", value=b"u0-1")])
+        told = told_by(stored.take(erasures("u0-1"))) if tombstone else []
+        stored.open()
+        while stored.work.has_due(0):
+            told += told_by(stored.take([]))
+        assert len(told) == tombstone
+        assert not any(b"u0-1" in part for pair in stored.rows.items() for part in pair)
+
+
+def test_meetings_are_never_late_and_move_no_watermark() -> None:
+    """What they are made of was on time, however long ago that is."""
+    stored = Stored(2, [BuyerRings("clicks")])
+    stored.take(
+        [SimpleNamespace(key=None, value=msgspec.msgpack.encode(Watermark(0, START_MS + 9 * HOUR_MS)))]
+    )
+    stored.take(
+        [SimpleNamespace(key=None, value=msgspec.msgpack.encode(Watermark(1, START_MS + 9 * HOUR_MS)))]
+    )
+    for at_ms in (START_MS, START_MS + 99 * HOUR_MS):
+        meeting = Meeting(at_ms, "u1", "met", 0, 7, item_id="i", partners=[Partner("v", at_ms, 0, 8)])
+        _, (key, value, _) = meeting_message(meeting, "groups", 1)
+        stored.take([SimpleNamespace(key=key, value=value)])
+    assert stored.counts["late"] == 0
+    assert stored.work.sources.watermark_ms == START_MS + 9 * HOUR_MS
+    assert any(key.startswith(b"met:u1") for key in stored.rows)

@@ -58,12 +58,14 @@ class BatchHead(NamedTuple):
     """A stored record batch without its records.
 
     Attributes:
+        sequence: of its first record, among those of its producer in this partition; -1 of a marker.
         time_ms: of its newest record.
         commit: of a marker whether it commits; None where records are.
     """
 
     end: int
     producer: Producer
+    sequence: int
     time_ms: int
     commit: bool | None
 
@@ -72,13 +74,13 @@ def heads(data: bytes) -> Iterator[BatchHead]:
     """The heads of whole record batches (magic 2)."""
     at = 0
     while at + _BATCH.size <= len(data):
-        offset, length, _, _, _, attributes, last, _, time_ms, identity, epoch, _, _ = _BATCH.unpack_from(
-            data, at
+        offset, length, _, _, _, attributes, last, _, time_ms, identity, epoch, sequence, _ = (
+            _BATCH.unpack_from(data, at)
         )
         if at + _LENGTH_FROM + length > len(data):
             return
         commit = None
         if attributes & _CONTROL:
             commit = _MARKER.unpack_from(data, at + _MARKER_AT)[1] == _COMMIT
-        yield BatchHead(offset + last + 1, Producer(identity, epoch), time_ms, commit)
+        yield BatchHead(offset + last + 1, Producer(identity, epoch), sequence, time_ms, commit)
         at += _LENGTH_FROM + length

@@ -21,7 +21,7 @@ from stream.broker.topics import TopicInfo
 from stream.engine.batches import Batch, batches_of
 from stream.engine.refusals import TakenOver
 from stream.engine.transaction import Transactions
-from stream.engine.unfinished import end_unfinished
+from stream.engine.unfinished import end_before, end_unfinished
 from stream.engine.wire import Place
 from stream.errors import BrokenInvariant, TopicError
 from stream.stage import FENCE_KEY, Message, Row
@@ -166,6 +166,7 @@ class KafkaLog:
             timeout_ms=self._transaction_timeout_ms,
             topics={topic for topic, _ in self._places.values()},
         )
+        self._transactions.before_again = self._end_before
         try:
             await self._transactions.start(FENCE_TIMEOUT_S)
         except TimeoutError as error:
@@ -182,6 +183,9 @@ class KafkaLog:
         return await end_unfinished(
             self._fenced(), places, self._changelog, self._group, self._offsets.at, committed_after_ms
         )
+
+    async def _end_before(self, batches: Mapping[Place, bytes]) -> None:
+        await end_before(self._fenced(), self._cleansed_ms, batches)
 
     async def _end_after_trouble(self) -> None:
         """What the last transaction left open where a broker that was away has forgotten it.

@@ -51,6 +51,7 @@ class Answer(Protocol):
 
 
 L = TypeVar("L", bound=Answer)
+BeforeAgain = Callable[[Mapping[Place, bytes]], Awaitable[None]]
 
 
 class Transactions:
@@ -82,6 +83,8 @@ class Transactions:
         self._sequences: dict[Place, int] = {}
         self._coordinators: dict[str, int] = {}
         self._moved = False
+        #: Awaited with the first record batches of a transaction that are to be sent again after a broker was away.
+        self.before_again: BeforeAgain | None = None
         self.version = 1
 
     # ------------------------------------------------------------------ start and stop
@@ -223,13 +226,8 @@ class Transactions:
     async def _commit_offsets(
         self, group: str, source: TopicPartition, offset: int, deadline_s: float
     ) -> None:
-        request = wire.commit_offsets(
-            self._id,
-            5 if self.version > 1 else 3,
-            self._producer,
-            group,
-            {source: offset},
-        )
+        version = 5 if self.version > 1 else 3
+        request = wire.commit_offsets(self._id, version, self._producer, group, {source: offset})
         await self._ask(CoordinationType.GROUP, group, request, worst, deadline_s)
 
     # ------------------------------------------------------------------ records
@@ -240,7 +238,7 @@ class Transactions:
         for wave in range(max(map(len, batches.values()), default=0)):
             turn = {place: mine[wave] for place, mine in batches.items() if wave < len(mine)}
             unwritten = {place: self._sealed(place, batch) for place, batch in turn.items()}
-            first = await self._write_wave(unwritten, deadline_s)
+            first = await self._write_wave(unwritten, deadline_s, None if wave else self.before_again)
             ends |= {place: offset + turn[place].records - 1 for place, offset in first.items()}
         return ends
 
@@ -250,17 +248,25 @@ class Transactions:
         batch.builder.set_producer_state(*self._producer, sequence)
         return bytes(batch.builder.build())
 
-    async def _write_wave(self, unwritten: Mapping[Place, bytes], deadline_s: float) -> dict[Place, int]:
+    async def _write_wave(
+        self, unwritten: Mapping[Place, bytes], deadline_s: float, before_again: BeforeAgain | None
+    ) -> dict[Place, int]:
         """One batch a partition, each to its leader; offset of the first record of each."""
         version = 12 if self.version > 1 else 9
 
-        def request(turn: Sequence[Place]) -> wire.Request[dict[Place, wire.Written]]:
-            batches = {
-                place: unwritten[place] for place in turn
+        def of(places: Iterable[Place]) -> dict[Place, bytes]:
+            return {
+                place: unwritten[place] for place in places
             }  # the same bytes, however often they are sent
-            return wire.produce(self._id, version, self._timeout_ms, batches)
 
-        written = await self.ask_leaders("Produce to", unwritten, request, deadline_s)
+        def request(turn: Sequence[Place]) -> wire.Request[dict[Place, wire.Written]]:
+            return wire.produce(self._id, version, self._timeout_ms, of(turn))
+
+        async def again(left: Iterable[Place]) -> None:
+            if before_again is not None:
+                await before_again(of(left))
+
+        written = await self.ask_leaders("Produce to", unwritten, request, deadline_s, again=again)
         if repeated := [place for place, answer in written.items() if answer.offset < 0]:
             raise _repeated(_places(repeated))
         return {place: answer.offset for place, answer in written.items()}
@@ -274,6 +280,7 @@ class Transactions:
         request_of: Callable[[Sequence[Place]], wire.Request[dict[Place, L]]],
         deadline_s: float,
         final: Collection[int] = (),
+        again: Callable[[Collection[Place]], Awaitable[None]] | None = None,
     ) -> dict[Place, L]:
         """Ask the leaders of partitions, one request each, until all have answered without an error.
 
@@ -281,6 +288,7 @@ class Transactions:
             what: is asked, for messages.
             request_of: the request about some of the places.
             final: errors that are an answer.
+            again: awaited with the places that are left when a broker was away, before it is asked again.
 
         Raises:
             TakenOver, BrokenInvariant, TimeoutError: as of ``write``.
@@ -297,12 +305,15 @@ class Transactions:
                 else:
                     by_leader.setdefault(leader, []).append(place)
             answers = await asyncio.gather(
-                *(self._to_leader(leader, request_of(turn)) for leader, turn in by_leader.items())
+                *(self._client.send(leader, request_of(turn)) for leader, turn in by_leader.items()),
+                return_exceptions=True,
             )
             for answer in answers:
-                if isinstance(answer, BaseException):
+                if isinstance(answer, KafkaError | OSError):
                     trouble, moved = repr(answer), True
                     continue
+                if isinstance(answer, BaseException):
+                    raise answer
                 for place, said in answer.items():
                     if not said.error or said.error in final:
                         found[place] = said
@@ -313,16 +324,9 @@ class Transactions:
                         moved = moved or said.error in ELSEWHERE
             if left:
                 await self._pause(f"{what} {_places(left)}", trouble, deadline_s, moved)
+                if moved and again is not None:
+                    await again(list(left))
         return found
-
-    async def _to_leader(
-        self, leader: int, request: wire.Request[dict[Place, L]]
-    ) -> dict[Place, L] | BaseException:
-        try:
-            answer: dict[Place, L] = await self._client.send(leader, request)
-        except (KafkaError, OSError) as error:
-            return error
-        return answer
 
     # ------------------------------------------------------------------ coordinators
 

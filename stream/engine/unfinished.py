@@ -30,7 +30,8 @@ cluster; without it such a transaction it is. The group's position is committed 
 aborted is left to the cleanse that follows, but for a producer id that this id had before: epochs end at 32767.
 
 An owner that lives through a broker's restart does the same between two of its own transactions, of which it knows that
-they were committed.
+they were committed. Where the next one is on its way, what the last one left open in a partition is ended before
+anything is written behind it (``end_before``): one marker would end both, and the next one may yet fail.
 
 What had been applied locally and is aborted must not stay: ``aborted_from`` tells whoever opens the rows.
 """
@@ -185,21 +186,50 @@ async def end_unfinished(
     ]
     aborts = [open_ for open_ in left if open_ not in commits]
     logger.warning("the broker forgot to end a transaction", commit=_named(commits), abort=_named(aborts))
-    await _mark(mine, commits, True, group, deadline_s)
-    await _mark(
-        mine,
-        [open_ for open_ in aborts if open_.active.producer.id != mine.producer.id],
-        False,
-        group,
-        deadline_s,
-    )
+    if commits:
+        await mine.commit_forgotten(await _write_markers(mine, commits, True, deadline_s), group)
+    of_others = [open_ for open_ in aborts if open_.active.producer.id != mine.producer.id]
+    await _write_markers(mine, of_others, False, deadline_s)
     return min((open_.active.open_from for open_ in aborts if open_.place == changelog), default=None)
 
 
-async def _mark(
-    mine: Transactions, left: Sequence[Open], commit: bool, group: str, deadline_s: float
-) -> None:
-    """Write the markers: as the producer that is fenced, so that whatever it still sends is refused."""
+async def end_before(mine: Transactions, committed_after_ms: int, batches: Mapping[Place, bytes]) -> None:
+    """Commit what the last transaction left open in partitions to which the first of the next is sent again.
+
+    As long as the coordinator still has the last one to end, it lets nobody write there: its own marker comes as well.
+
+    Args:
+        committed_after_ms: see ``end_unfinished``.
+        batches: a record batch for each partition.
+
+    Raises:
+        BrokenInvariant: it may not; the next owner will, since nothing was written behind it.
+    """
+    deadline_s = time.monotonic() + TIMEOUT_S
+    producers = await mine.ask_leaders("DescribeProducers of", batches, describe_producers, deadline_s)
+    left = []
+    for place, data in batches.items():
+        (head,) = heads(data)
+        for active in producers[place].active:
+            older = active.producer.epoch < head.producer.epoch or active.last_sequence < head.sequence
+            is_open = active.open_from >= 0 and active.time_ms > committed_after_ms
+            if active.producer.id == head.producer.id and is_open and older:
+                left.append(Open(place, active, None))
+    if left and await _write_markers(mine, left, True, deadline_s):
+        raise BrokenInvariant(
+            f"The broker forgot the end of a transaction in {_named(left)}, and this user may not write it. "
+            "The next owner ends it; grant Alter on the cluster for it to be done at once."
+        )
+
+
+async def _write_markers(
+    mine: Transactions, left: Sequence[Open], commit: bool, deadline_s: float
+) -> list[Place]:
+    """Write the markers, as the producer that is fenced, so that whatever it still sends is refused.
+
+    Returns:
+        Where that is not allowed.
+    """
     refused: list[Place] = []
     for producer_id in {open_.active.producer.id for open_ in left}:
         markers = {}
@@ -215,8 +245,7 @@ async def _mark(
                 "end it. Grant it Alter on the cluster, or end it by kafka-transactions.sh abort."
             )
         refused += not_written
-    if commit and left:
-        await mine.commit_forgotten(refused, group)
+    return refused
 
 
 def _marking(markers: Mapping[Place, Marker], turn: Iterable[Place]) -> Request[dict[Place, Marked]]:

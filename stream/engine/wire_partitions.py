@@ -21,11 +21,14 @@ class Active(NamedTuple):
 
     Attributes:
         producer: with the epoch of the newest batch or marker.
+        last_sequence: of its newest record, -1 after a marker with a new epoch; ``time_ms`` is when.
         coordinator_epoch: of the newest marker, -1 before the first.
         open_from: offset of the first record of its open transaction, -1 when none is open.
     """
 
     producer: Producer
+    last_sequence: int
+    time_ms: int
     coordinator_epoch: int
     open_from: int
 
@@ -69,9 +72,8 @@ def describe_producers(places: Iterable[Place]) -> Request[dict[Place, Producers
         for topic, number in _each(reader):
             error, message, active = reader.i16(), reader.text(), []
             for _ in reader.each():
-                identity, epoch = reader.i64(), reader.i32()
-                reader.i32(), reader.i64()  # its last sequence, and when
-                active.append(Active(Producer(identity, epoch), reader.i32(), reader.i64()))
+                producer = Producer(reader.i64(), reader.i32())
+                active.append(Active(producer, reader.i32(), reader.i64(), reader.i32(), reader.i64()))
                 reader.tags()
             found[topic, number] = Producers(error, message, active)
         return found

@@ -27,6 +27,7 @@ from stream.engine.wire_partitions import Marked, describe_producers
 from stream.groups_app import groups_topics
 from stream.labels_app import label_outputs, labels_topics
 from stream.settings import Settings, load_settings
+from stream.stage import Message
 from stream.topics import create, topic_specs
 from tests.chaos.forgotten import Record, half_end, write_past
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.broker
 
 GROUP = "group"
 STAGES = ("clicks", "groups", "labels")
-PARTITIONS = 8
+PARTITIONS = 9
 
 numbers = {stage: itertools.count() for stage in STAGES}  # a partition of its own for each test
 
@@ -224,13 +225,29 @@ class Forgetful(KafkaLog):
     """Its broker forgets what stands in ``unended``, of the next transaction."""
 
     unended: tuple[Record, ...] = ()
+    fails = False
 
     async def before_commit(self) -> None:
+        if self.fails:
+            raise RuntimeError("failed")
         mine, records = self._fenced(), self.unended
         self.unended = ()
         if records:
             bootstrap = self._client["bootstrap_servers"]
             await write_past(bootstrap, mine, self.transactional_id, records, self._written_ms)
+
+    def refuse_once(self) -> None:
+        """The next request to write does not reach its broker."""
+        client = self._fenced()._client
+        send = client.send
+
+        async def refused(node: int, request: Any, **options: Any) -> Any:
+            if request.name == "Produce":
+                client.send = send
+                raise ConnectionResetError("away")
+            return await send(node, request, **options)
+
+        client.send = refused
 
     def cut(self) -> None:
         """Its connections break, as when a broker is restarted."""
@@ -250,3 +267,23 @@ def test_an_owner_that_lives_on_ends_what_was_forgotten(product: Settings) -> No
 
     assert taken.take_over(Forgetful, live) == 2
     assert taken.seen() == sorted(taken.places)
+
+
+def test_nothing_is_written_behind_what_was_forgotten(product: Settings) -> None:
+    """The broker was away in the next transaction, which fails later: what was committed is not aborted with it."""
+    taken = Taken(product, "clicks")
+    messages: dict[str, list[Message]] = {output: [(b"k", b"failed", [])] for output in taken.topics.outputs}
+
+    async def live(log: Forgetful) -> None:
+        log.unended = tuple(Record(*place, b"k", taken.value, []) for place in taken.outputs)
+        await log.commit({}, [(b"row", taken.value)], 1)
+        log.refuse_once()
+        log.fails = True
+        with pytest.raises(RuntimeError, match="failed"):
+            await log.commit(messages, [(b"row", b"failed")], 2)
+
+    taken.take_over(Forgetful, live)
+    assert taken.take_over() == 1
+    assert taken.seen() == sorted(taken.places)
+    taken.value = b"failed"
+    assert taken.seen() == []

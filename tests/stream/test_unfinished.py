@@ -11,11 +11,11 @@ COMMIT, ABORT = True, False
 
 
 def records(epoch: int, time_ms: int, producer_id: int = MINE) -> BatchHead:
-    return BatchHead(1, Producer(producer_id, epoch), time_ms, None)
+    return BatchHead(1, Producer(producer_id, epoch), 0, time_ms, None)
 
 
 def marker(commit: bool, epoch: int, producer_id: int = MINE) -> BatchHead:
-    return BatchHead(1, Producer(producer_id, epoch), 99, commit)
+    return BatchHead(1, Producer(producer_id, epoch), -1, 99, commit)
 
 
 def test_a_marker_ends_what_its_producer_wrote_before_it() -> None:
@@ -70,6 +70,6 @@ def test_where_nobody_got_a_marker_nothing_is_committed() -> None:
 def test_heads_are_read_from_stored_batches() -> None:
     """Producer, time, end; a batch that was cut is left out."""
     (batch,) = batches_of([(b"k", b"v", []), (None, None, [("h", b"x")])], now_ms=1234)
-    batch.builder.set_producer_state(MINE, 3, 0)
+    batch.builder.set_producer_state(MINE, 3, 40)
     data = bytes(batch.builder.build())
-    assert list(heads(data + data[:-1])) == [BatchHead(2, Producer(MINE, 3), 1234, None)]
+    assert list(heads(data + data[:-1])) == [BatchHead(2, Producer(MINE, 3), 40, 1234, None)]

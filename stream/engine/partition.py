@@ -5,7 +5,8 @@ can be tried on a simulated log. Nothing is shared between partitions but the sc
 step that was left out or moved in a prototype lost or doubled data on a real broker.
 
 1. **Fence**: a producer with this partition's transactional id starts, so the broker refuses its predecessor and
-   aborts what that left open. Nothing comes before it.
+   aborts what that left open; what a broker forgot to end is ended as it was decided (unfinished.py). Nothing comes
+   before it.
 2. **Cleanse**: an aborted transaction over every partition that this id writes. A broker killed between
    PrepareCommit and its markers forgets a transaction; our abort marker closes it, or the next commit would publish it.
 3. **Settled**: the changelog's last stable offset reaches its high watermark.

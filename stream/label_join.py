@@ -1,7 +1,7 @@
 """Labels joined with what was flagged. Pure: records and rows in, rows and counts out.
 
-    label  ──► known subject? ──► newest wins ──┐
-    note   ──► flagged, seen, ordered ──────────┴──► the user's row ──► counts by detector
+    label         ──► known subject? ──► newest wins ──┐
+    note, order   ──► flagged, seen, ordered ──────────┴──► the user's row ──► counts by detector
 
 Labels and notes come through one topic, so everything about a user comes in one order with one position, and the join
 is a fold over a user's row, exactly once for the reason for which everything else here is. A second source beside the
@@ -14,16 +14,15 @@ sent to ``alerts.audit`` unless flagged, and what the labels of those say stands
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Iterable
+from hashlib import blake2b
 from math import nan
 from typing import Final, Literal
 
 import msgspec
 
 from stream.events import Rejection
-from stream.label_records import Label, Note, SubjectType, is_churn
+from stream.label_records import Label, Note, Order, SubjectType, is_churn
 from stream.packed_rows import PackedRows
 
 __all__ = [
@@ -36,6 +35,7 @@ __all__ = [
     "UserLabels",
     "drawn",
     "fold",
+    "fold_order",
     "tallied",
 ]
 
@@ -50,7 +50,7 @@ _MAX_DETECTORS: Final = 64
 Outcome = Literal["joined", "waiting", "older"]
 
 
-class Subject(msgspec.Struct, array_like=True):
+class Subject(msgspec.Struct, array_like=True, gc=False):
     """What is known of one order, user or event.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject(msgspec.Struct, array_like=True):
     audit_rate: float = 0.0
 
 
-class UserLabels(msgspec.Struct, array_like=True):
+class UserLabels(msgspec.Struct, array_like=True, gc=False):
     """One user's row: subjects that were flagged, drawn or labelled, and hashes of the orders made.
 
     ``forgot`` says that a bound was met: an order may have been made that is no longer known.
@@ -195,19 +195,21 @@ class Tally(msgspec.Struct, array_like=True):
         """Of all fraud of that type, estimated, the share that the detector flagged.
 
         Found is the number of flagged subjects times their precision; missed is the share of fraud among the labelled
-        audits, times the subjects for which the audits stand. NaN before one audit has a label, and while the labels
-        know of no fraud at all.
+        audits, times the subjects for which the audits stand. NaN before one audit has a label, before one of those
+        has that the detector or any other flagged, and while the labels know of no fraud at all; and of detectors of
+        churn, about which audits say nothing.
         """
         audit = self.audits.get(subject_type)
-        if audit is None or not audit.fraud + audit.genuine:
+        if audit is None or not audit.fraud + audit.genuine or is_churn(kind):
             return nan
         missed = audit.stands_for * audit.fraud / (audit.fraud + audit.genuine)
-        found = {
-            name: 0.0 if each is None or each.precision != each.precision else each.flagged * each.precision
-            for name in (kind, ANY)
-            for each in (self.detectors.get(f"{name}/{subject_type}"),)
-        }
-        return found[kind] / (found[ANY] + missed) if found[ANY] + missed else nan
+        found, all_found = (self._found(f"{name}/{subject_type}") for name in (kind, ANY))
+        return found / (all_found + missed) if all_found + missed else nan
+
+    def _found(self, name: str) -> float:
+        """How many of the subjects that were flagged are what they were flagged for; NaN if no label tells."""
+        detector = self.detectors.get(name)
+        return detector.flagged * detector.precision if detector is not None and detector.flagged else 0.0
 
     @property
     def kinds(self) -> list[str]:
@@ -221,8 +223,8 @@ _TALLIES = PackedRows(Tally, _ROW_VERSION, "The row of counts of labels")
 
 def drawn(subject_type: str, subject_id: str, rate: float) -> bool:
     """Whether a subject belongs to the audit sample: a property of its id, the same wherever it is asked."""
-    digest = hashlib.blake2b(f"audit/{subject_type}/{subject_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < rate * 2**64
+    lot = _hash(subject_id) if subject_type == "order" else _hash(f"audit/{subject_type}/{subject_id}")
+    return _wins(lot, rate)
 
 
 def fold(
@@ -233,7 +235,7 @@ def fold(
     Args:
         known: of the record's user.
         tally: of the partition.
-        audit_rate: the share of orders and users that are drawn for the audit.
+        audit_rate: the share of users that are drawn for the audit.
 
     Returns:
         What became of a label, or why it joins nothing; and the subjects that go to the audit now.
@@ -247,23 +249,44 @@ def fold(
             with_alert.scores[record.kind] = max(with_alert.scores.get(record.kind, 0.0), record.score)
             tally.count(f"{subject_type}/{subject_id}", with_alert, 1)
         return None, None, []
-    candidates: list[tuple[SubjectType, str]] = [("user", record.user_id)]
-    for _, order_id in record.subjects:
-        _remember_order(known, order_id)
-        candidates.append(("order", order_id))
-    return None, None, [each for each in candidates if _draw(known, tally, *each, audit_rate)]
+    return None, None, _drawn_user(known, tally, record.user_id, audit_rate)
+
+
+def fold_order(
+    known: UserLabels, tally: Tally, order: Order, audit_rate: float
+) -> list[tuple[SubjectType, str]]:
+    """Fold an order as `fold` does a record; gives the subjects that go to the audit now.
+
+    A user is drawn with the first event, or with the first order of those who were there before the labels were.
+    """
+    lot, found = _hash(order.order_id), []
+    if lot in known.orders:
+        return []
+    if not known.orders:
+        found += _drawn_user(known, tally, order.user_id, audit_rate)
+    known.orders.append(lot)
+    if len(known.orders) > _MAX_ORDERS:
+        del known.orders[0]
+        known.forgot = True
+    if _wins(lot, audit_rate) and _draw(known, tally, "order", order.order_id, audit_rate):
+        found.append(("order", order.order_id))
+    return found
+
+
+def _drawn_user(known: UserLabels, tally: Tally, user: str, rate: float) -> list[tuple[SubjectType, str]]:
+    won = drawn("user", user, rate) and _draw(known, tally, "user", user, rate)
+    return [("user", user)] if won else []
 
 
 def _fold_label(known: UserLabels, tally: Tally, label: Label) -> tuple[Outcome | None, Rejection | None]:
     subject = known.subjects.get(label.key)
     if subject is None:
-        made = label.subject == "order" and _order_hash(label.id) in known.orders
+        made = label.subject == "order" and _hash(label.id) in known.orders
         someone = label.subject == "user" and bool(known.subjects or known.orders)
         if not (made or someone or known.forgot):
             return None, Rejection(
                 "unknown_subject",
-                f"{label.subject} {label.id[:80]!r} of user {label.user_id[:80]!r} was neither seen nor flagged. Check "
-                "the id; if its events are still to come, send the label again: foreclick dlq replay",
+                f"{_named(label)}. Check the id; if that is still to come, send the label again: foreclick dlq replay",
             )
         subject = _subject(known, label.key)
     if subject.label is not None and label.time_ms < subject.label_ms:
@@ -274,18 +297,24 @@ def _fold_label(known: UserLabels, tally: Tally, label: Label) -> tuple[Outcome 
     return _counted(tally, "joined" if subject.scores or subject.audit_rate else "waiting"), None
 
 
+def _named(label: Label) -> str:
+    """What is not known of a label's subject."""
+    if label.subject == "user":
+        return f"user {label.user_id[:80]!r} has ordered nothing, was not flagged and is not in the audit"
+    known = "made" if label.subject == "order" else "flagged"
+    return f"{label.subject} {label.id[:80]!r} of user {label.user_id[:80]!r} was never {known}"
+
+
 def _counted(tally: Tally, outcome: Outcome) -> Outcome:
     tally.labels[outcome] = tally.labels.get(outcome, 0) + 1
     return outcome
 
 
 def _draw(known: UserLabels, tally: Tally, subject_type: SubjectType, subject_id: str, rate: float) -> bool:
-    """Take a subject into the audit, if it is drawn and neither flagged nor there already."""
+    """Take a subject into the audit, unless it is flagged or there already."""
     key = f"{subject_type}/{subject_id}"
     there = known.subjects.get(key)
     if there is not None and (there.scores or there.audit_rate):
-        return False
-    if not drawn(subject_type, subject_id, rate):
         return False
     subject = _subject(known, key)
     tally.count(key, subject, -1)
@@ -305,18 +334,13 @@ def _subject(known: UserLabels, key: str) -> Subject:
     return subject
 
 
-def _remember_order(known: UserLabels, order_id: str) -> None:
-    order = _order_hash(order_id)
-    if order in known.orders:
-        return
-    known.orders.append(order)
-    if len(known.orders) > _MAX_ORDERS:
-        del known.orders[0]
-        known.forgot = True
+def _hash(text: str) -> int:
+    """Of an order's id what a row remembers, and its lot in the audit."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _order_hash(order_id: str) -> int:
-    return int(struct.unpack("<q", hashlib.blake2b(order_id.encode(), digest_size=8).digest())[0])
+def _wins(lot: int, rate: float) -> bool:
+    return lot < rate * 2**64 - 2**63
 
 
 def _agrees(kind: str, label: str | None) -> bool | None:

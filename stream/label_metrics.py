@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stream.label_join import Tally
+from stream.label_records import is_churn
 from stream.labels_stage import LabelCounts
 from stream.metrics import Metrics, StageMetrics
 
@@ -30,6 +31,9 @@ class LabelMetrics(StageMetrics):
             "foreclick_labels_records_total",
             "Labels and notes that were processed and committed",
             registry=registry,
+        )
+        self.orders = Counter(
+            "foreclick_labels_orders_total", "Orders that labels may be about, known now", registry=registry
         )
         self.labels = Counter(
             "foreclick_labels_total", "Labels by what became of them", ("outcome",), registry=registry
@@ -53,6 +57,7 @@ class LabelMetrics(StageMetrics):
     def committed(self, counts: LabelCounts, received_s: float, committed_s: float) -> None:  # noqa: ARG002
         """Step 9 of a micro-batch."""
         self.records.inc(counts.records)
+        self.orders.inc(counts.orders)
         self.audits.inc(counts.audits)
         for outcome, count in counts.outcomes.items():
             self.labels.labels(outcome).inc(count)
@@ -75,7 +80,7 @@ class _Judged(Collector):
         )
         recall = GaugeMetricFamily(
             "foreclick_alert_recall",
-            "Of all fraud, as the audit estimates it, the share that was flagged; NaN before a label of one audit",
+            "Of all fraud, as the audit estimates it, the share that was flagged; NaN before labels tell",
             labels=("detector", "subject"),
         )
         labelled = GaugeMetricFamily(
@@ -87,7 +92,7 @@ class _Judged(Collector):
             labelled.add_metric((kind, "right"), right)
             labelled.add_metric((kind, "wrong"), wrong)
             for subject in ("order", "user"):
-                if f"{kind}/{subject}" in tally.detectors:
+                if f"{kind}/{subject}" in tally.detectors and not is_churn(kind):
                     recall.add_metric((kind, subject), tally.recall(kind, subject))
         audits = GaugeMetricFamily(
             "foreclick_audit_sample",

@@ -13,9 +13,10 @@ every transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from stream.alert_calibration import AlertCalibration
 from stream.alerts import Alert
@@ -23,20 +24,38 @@ from stream.engagements import announced
 from stream.errors import BrokenInvariant
 from stream.events import Event
 from stream.group_detectors import ITEM, SHOP, USER, GroupEvent
-from stream.group_records import Erasure, Watermark, group_of
+from stream.group_records import Erasure, Watermark
 from stream.groups_stage import DecodedGroups
 from stream.label_join import drawn
-from stream.label_records import MAX_ID_BYTES, notes_of_alert, order_note, seen_note
+from stream.label_records import (
+    MAX_ID_BYTES,
+    ORDERS_KEY,
+    Order,
+    notes_of_alert,
+    packed_orders,
+    seen_note,
+)
 from stream.partitioner import partition_of
 from stream.scoring import DecodedClicks
 from stream.stage import Message, Rendered, Timed, Work
 
-__all__ = ["Noting", "click_notes", "group_notes"]
+__all__ = ["Notes", "Noting", "click_notes", "group_notes"]
 
-#: A note as a record: its user in UTF-8, and its JSON; None erases the user.
-Told = tuple[bytes, bytes | None]
+
+class Notes(NamedTuple):
+    """What a micro-batch tells the join.
+
+    Attributes:
+        records: notes of one user each: the user in UTF-8, and the JSON; None erases the user.
+        orders: told after those.
+    """
+
+    records: list[tuple[bytes, bytes | None]]
+    orders: list[Order]
+
+
 #: Of a stage's decoded records and their rows: the notes that they give.
-NotesOf = Callable[[Any, Sequence[bytes | None]], Sequence[Told]]
+NotesOf = Callable[[Any, Sequence[bytes | None]], Notes]
 
 _decode = msgspec.json.Decoder(Alert).decode
 _PURCHASE: Final = "purchase"
@@ -78,15 +97,20 @@ class Noting:
         """As the wrapped work, with the notes."""
         rendered = await self._work.score(decoded, rows, now_ms)
         # Alerts before orders: who is flagged in the moment of the order is not drawn for the audit.
-        notes: list[Told] = [note for alert in self._alerts(rendered) for note in notes_of_alert(alert)]
-        notes += self._notes_of(decoded, rows)
-        if notes:
-            messages: dict[str, Any] = dict(rendered.messages)
-            for key, value in notes:
-                output = self._outputs[partition_of(key, len(self._outputs))]
-                told: list[Message] = messages.setdefault(output, [])
-                told.append((key, value, []))
-            rendered.messages = messages
+        told: dict[str, list[Message]] = {}
+        for alert in self._alerts(rendered):
+            for key, value in notes_of_alert(alert):
+                told.setdefault(self._output(key), []).append((key, value, []))
+        records, orders = self._notes_of(decoded, rows)
+        for key, value in records:
+            told.setdefault(self._output(key), []).append((key, value, []))
+        made: dict[str, list[Order]] = {}
+        for order in orders:
+            made.setdefault(self._output(order.user_id.encode()), []).append(order)
+        for output, mine in made.items():
+            told.setdefault(output, []).extend((ORDERS_KEY, value, []) for value in packed_orders(mine))
+        if told:
+            rendered.messages = {**rendered.messages, **told}
         return rendered
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
@@ -100,6 +124,9 @@ class Noting:
         """Raise the watermark of the wrapped work's timers."""
         if isinstance(self._work, Timed):
             self._work.pass_time(watermark_ms)
+
+    def _output(self, user: bytes) -> str:
+        return self._outputs[partition_of(user, len(self._outputs))]
 
     def _alerts(self, rendered: Rendered) -> list[Alert]:
         """The alerts that were rendered, with their probability where labels know it."""
@@ -129,33 +156,49 @@ def click_notes(told_kinds: Collection[str], audit_rate: float) -> NotesOf:
         audit_rate: the share of users that are drawn.
     """
 
-    def notes_of(decoded: DecodedClicks, rows: Sequence[bytes | None]) -> list[Told]:
-        notes: list[Told] = [(key, None) for key in sorted(decoded.erased)]
-        new = {slot for slot, row in enumerate(rows) if row is None}
-        for place, event in enumerate(decoded.events):
-            if new and (slot := int(decoded.slots[place])) in new:
-                new.discard(slot)
-                if drawn("user", event.user_id, audit_rate):
-                    notes.append((event.user_id.encode(), seen_note(event.user_id, event.event_time_ms)))
-            if event.action == _PURCHASE and (_teller(event, told_kinds) is None or announced(event)):
+    def notes_of(decoded: DecodedClicks, rows: Sequence[bytes | None]) -> Notes:
+        told = Notes([(key, None) for key in sorted(decoded.erased)], [])
+        events = decoded.events
+        for place in _first_events(decoded, rows):
+            event = events[place]
+            if drawn("user", event.user_id, audit_rate):
+                told.records.append((event.user_id.encode(), seen_note(event.user_id, event.event_time_ms)))
+        for place in [place for place, event in enumerate(events) if event.action == _PURCHASE]:
+            event = events[place]
+            if _teller(event, told_kinds) is None or announced(event):
                 record = decoded.records[decoded.event_records[place]]
-                notes += _order(event, record.partition, record.offset)
-        return notes
+                _add_order(event, record.partition, record.offset, told.orders)
+        return told
 
     return notes_of
 
 
+def _first_events(decoded: DecodedClicks, rows: Sequence[bytes | None]) -> list[int]:
+    """Places of the first event of each user who has no row yet."""
+    new = [slot for slot, row in enumerate(rows) if row is None]
+    if not new:
+        return []
+    # Slots are numbered as they come: the first event of one is where the highest so far reaches it.
+    places = np.searchsorted(np.maximum.accumulate(decoded.slots), new)
+    return [place for place in places.tolist() if place < len(decoded.events)]
+
+
 def group_notes(told_kinds: Collection[str]) -> NotesOf:
     """The notes that records of groups give: each order once, though it stands in several groups."""
+    begins = {kind: f"{kind}:".encode() for kind in told_kinds}
 
-    def notes_of(decoded: DecodedGroups, rows: Sequence[bytes | None]) -> list[Told]:  # noqa: ARG001
-        notes: list[Told] = []
+    def notes_of(decoded: DecodedGroups, rows: Sequence[bytes | None]) -> Notes:  # noqa: ARG001
+        told = Notes([], [])
         for record in decoded.records:
-            if isinstance(record, Watermark | Erasure) or record.event.action != _PURCHASE:
+            if isinstance(record, Watermark | Erasure):
                 continue
-            if _teller(record.event, told_kinds) == group_of(record.group).type:
-                notes += _order(record.event, record.event.partition, record.event.offset)
-        return notes
+            event = record.event
+            if event.action != _PURCHASE:
+                continue
+            teller = _teller(event, told_kinds)
+            if teller is not None and record.group.startswith(begins[teller]):
+                _add_order(event, event.partition, event.offset, told.orders)
+        return told
 
     return notes_of
 
@@ -172,9 +215,8 @@ def _teller(event: Event | GroupEvent, told_kinds: Collection[str]) -> str | Non
     return ITEM if event.item_id and ITEM in told_kinds else None
 
 
-def _order(event: Event | GroupEvent, partition: int, offset: int) -> list[Told]:
-    """The note of an order, under the id that evidence of alerts has; none where no label could have it."""
+def _add_order(event: Event | GroupEvent, partition: int, offset: int, orders: list[Order]) -> None:
+    """Tell of an order, under the id that evidence of alerts has; not where no label could have it."""
     order_id = event.order_id or event.event_id or f"{partition}/{offset}"
-    if len(order_id.encode()) > MAX_ID_BYTES:
-        return []
-    return [(event.user_id.encode(), order_note(event.user_id, order_id, event.event_time_ms))]
+    if len(order_id) <= MAX_ID_BYTES and len(order_id.encode()) <= MAX_ID_BYTES:
+        orders.append(Order(event.user_id, order_id, event.event_time_ms))

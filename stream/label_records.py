@@ -4,10 +4,14 @@ Both are records of the topic ``labels``, keyed by their user. A label has the s
 nothing else; what is none is a value with a reason, which goes to the dead letters. A note is written by the stages
 that see orders and raise alerts, in the transaction of their own outputs. ``stream.label_join`` says what becomes of
 them.
+
+Orders are many, and nearly all of what is told: those of one partition go packed, up to 256 in a record under a key
+that is no user's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -19,19 +23,24 @@ from stream.events import MAX_USER_ID_BYTES, EventTimeMs, Rejection
 __all__ = [
     "LABEL_REASONS",
     "MAX_LABEL_BYTES",
+    "ORDERS_KEY",
     "Label",
     "Note",
+    "Order",
     "SubjectType",
     "decode_label",
     "is_churn",
     "label_of",
     "notes_of_alert",
-    "order_note",
+    "packed_orders",
     "seen_note",
 ]
 
 MAX_LABEL_BYTES: Final = 64 * 1024
 MAX_ID_BYTES: Final = 512
+#: Key of the records that hold orders.
+ORDERS_KEY: Final = b"\0orders"
+_MOST_ORDERS: Final = 256  # of one record: 264 KiB with ids of 512 bytes, and as many folds without a pause
 
 #: Why a record of the topic is no label, or joins nothing.
 LABEL_REASONS: Final = (
@@ -67,16 +76,16 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a stage tells the join, beside the labels.
+    """What a stage tells the join of one user, beside the labels.
 
     Attributes:
-        note: ``order`` (the user made the order ``subjects[0]``), ``seen`` (the user's first event) or ``alert``.
-        subjects: type and id of what the note is about.
+        note: ``seen`` (the user's first event) or ``alert``.
+        subjects: type and id of what an alert flagged.
         kind: the detector of an alert.
         score: of an alert.
     """
 
-    note: Literal["order", "seen", "alert"]
+    note: Literal["seen", "alert"]
     user_id: str
     time_ms: EventTimeMs
     subjects: list[tuple[SubjectType, Id]] = []
@@ -84,21 +93,33 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     score: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
+class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An order that a user has made; in a record of orders."""
+
+    user_id: Annotated[str, Meta(min_length=1, max_length=MAX_USER_ID_BYTES)]
+    order_id: Id
+    time_ms: EventTimeMs
+
+
 _decode_label = msgspec.json.Decoder(Label).decode
 _decode_note = msgspec.json.Decoder(Note).decode
 _decode_any = msgspec.json.Decoder().decode
+_decode_orders = msgspec.msgpack.Decoder(list[Order]).decode
 _encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 
 
-def decode_label(key: bytes | None, value: bytes | None) -> Label | Note | Rejection | None:
+def decode_label(key: bytes | None, value: bytes | None) -> Label | Note | list[Order] | Rejection | None:
     """A record of the labels' topic; None is a tombstone, which erases what is known of the user. No input raises.
 
     Args:
-        key: the user in UTF-8.
-        value: a label or a note as JSON; nothing but their fields.
+        key: the user in UTF-8, or ``ORDERS_KEY``.
+        value: a label or a note as JSON, nothing but their fields; or ``packed_orders``.
     """
     if key is None:
         return Rejection("missing_key", "the record has no key; expected the user_id in UTF-8")
+    if key == ORDERS_KEY and value is not None:
+        return _orders(value)
     if value is None:
         try:
             return _bad_user_id(key.decode())
@@ -146,6 +167,17 @@ def _decoded(value: bytes) -> Label | Note | Rejection:
     return Rejection("wrong_type", said)
 
 
+def _orders(value: bytes) -> list[Order] | Rejection:
+    try:
+        orders = _decode_orders(value)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        return Rejection("undecodable", f"orders that no stage wrote: {error}")
+    for order in orders:
+        if order.user_id[0] == "\0":
+            return Rejection("bad_user_id", "an order of a user whose id starts with U+0000")
+    return orders
+
+
 def _contradiction(label: Label) -> Rejection | None:
     if len(label.id.encode()) > MAX_ID_BYTES:
         return Rejection(
@@ -171,9 +203,9 @@ def _bad_user_id(user_id: str) -> Rejection | None:
 # ------------------------------------------------------------------ notes
 
 
-def order_note(user: str, order_id: str, time_ms: int) -> bytes:
-    """The value that tells the join of an order."""
-    return _encode(Note("order", user, time_ms, [("order", order_id)]))
+def packed_orders(orders: Sequence[Order]) -> list[bytes]:
+    """Values that tell the join of orders, each at most 256."""
+    return [_pack(orders[start : start + _MOST_ORDERS]) for start in range(0, len(orders), _MOST_ORDERS)]
 
 
 def seen_note(user: str, time_ms: int) -> bytes:

@@ -21,6 +21,10 @@ from stream.wording import plain
 __all__ = ["LabelLine", "labels_in", "write_labels"]
 
 _TIMEOUT_S = 60.0
+_EXAMPLE = (
+    '{"subject": "order", "id": "o17", "user_id": "u17", "label": "fraud", '
+    '"time_ms": 1511550516000, "by": "mary"}'
+)
 
 
 class LabelLine(NamedTuple):
@@ -45,8 +49,7 @@ class LabelLine(NamedTuple):
             return cls(found.user_id.encode(), value)
         why = f"{found.reason}: {found.message}" if isinstance(found, Rejection) else "a note of a stage"
         raise InputFileError(
-            f"{plain(place)} is no label ({plain(why)}). A label is an object with subject, id, user_id, label, "
-            "time_ms and by; nothing was written."
+            f"{plain(place)} is no label ({plain(why)}). Nothing was written. A label is an object like {_EXAMPLE}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from stream.alert_calibration import AlertCalibration
-from stream.broker.topics import describe, describe_all
+from stream.broker.topics import describe_all
 from stream.engine.kafka_log import TopicSet
 from stream.engine.service import Engine, Plan
 from stream.engine.store import Store
@@ -26,7 +26,8 @@ from stream.stage import Work
 
 logger = structlog.get_logger("foreclick.labels")
 
-BATCH_LIMIT = 512  # records of one micro-batch: clicks wait in the same event loop
+BATCH_LIMIT = 128  # records of one micro-batch; one may hold 256 orders
+_OTHERWISE = "run without labels: FORECLICK_LABELS__ENABLED=false."
 
 
 class Labels:
@@ -86,8 +87,8 @@ def label_outputs(settings: Settings) -> dict[str, int]:
     """
     if not settings.labels.enabled:
         return {}
-    partitions = describe(settings.kafka.librdkafka(), settings.labels_topic).partitions
-    return {routed(settings.labels_topic, number): partitions for number in range(partitions)}
+    (labels,) = describe_all(settings.kafka.librdkafka(), [settings.labels_topic], _OTHERWISE)
+    return {routed(labels.name, number): labels.partitions for number in range(labels.partitions)}
 
 
 def noting(
@@ -125,9 +126,7 @@ def labels_topics(settings: Settings) -> TopicSet:
         settings.dead_letters_topic,
         settings.control_topic,
     ]
-    source, changelog, audits, letters, _ = describe_all(
-        settings.kafka.librdkafka(), names, "run without labels: FORECLICK_LABELS__ENABLED=false."
-    )
+    source, changelog, audits, letters, _ = describe_all(settings.kafka.librdkafka(), names, _OTHERWISE)
     # Written under the ids of all partitions, as an output that names its partition may be.
     outputs = {
         audits.name: audits.partitions,

@@ -6,6 +6,7 @@ in one reserved row, which every transaction that changes them carries, so they 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,11 +17,11 @@ import numpy as np
 from stream.alert_calibration import LabelledScores
 from stream.dead_letters import dead_letter
 from stream.events import Rejection
-from stream.label_join import Tally, UserLabels, fold
-from stream.label_records import Label, Note, decode_label
+from stream.label_join import Tally, UserLabels, fold, fold_order
+from stream.label_records import Label, Note, Order, decode_label
 from stream.outputs import constant_headers, printable_subject
 from stream.rendering import rfc3339
-from stream.stage import Message, Rendered
+from stream.stage import Message, Rendered, Row
 
 __all__ = ["TALLY_KEY", "DecodedLabels", "LabelCounts", "LabelsWork"]
 
@@ -36,7 +37,7 @@ class DecodedLabels:
     """The records of a micro-batch, each with what it is; ``keys`` are the users whose rows are needed."""
 
     records: Sequence[Any]
-    found: list[Label | Note | Rejection | None]
+    found: list[Label | Note | list[Order] | Rejection | None]
     keys: list[bytes]
 
 
@@ -45,6 +46,7 @@ class LabelCounts:
     """What a micro-batch tells the metrics."""
 
     records: int
+    orders: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     audits: int = 0
@@ -93,34 +95,43 @@ class LabelsWork:
 
     def decode(self, records: Sequence[Any]) -> DecodedLabels:
         found = [decode_label(record.key, record.value) for record in records]
-        users = dict.fromkeys(
-            record.key for record, each in zip(records, found, strict=True) if isinstance(each, Label | Note)
-        )
+        users: dict[bytes, None] = {}
+        for record, each in zip(records, found, strict=True):
+            if isinstance(each, list):
+                users.update(dict.fromkeys([order.user_id.encode() for order in each]))
+            elif isinstance(each, Label | Note):
+                users[record.key] = None
         return DecodedLabels(records, found, list(users))
 
     # ------------------------------------------------------------------ steps 4 to 6
 
     async def score(self, decoded: DecodedLabels, rows: list[bytes | None], now_ms: int) -> Rendered:  # noqa: ARG002
-        """Fold in the order of offsets; nothing here waits."""
+        """Fold in the order of offsets; between records of many orders the clicks have their turn."""
         counts = LabelCounts(len(decoded.records))
-        known = {key: UserLabels.of_row(row) for key, row in zip(decoded.keys, rows, strict=True)}
+        before = dict(zip(decoded.keys, rows, strict=True))
+        known = {key: UserLabels.of_row(row) for key, row in before.items()}
         erased: dict[bytes, None] = {}
         letters: list[Message] = []
         audits: list[Message] = []
         watermark_ms = 0
-        before = self.tally.all_labelled
+        tally_before, labelled_before = self.tally.row(), self.tally.all_labelled
         for record, found in zip(decoded.records, decoded.found, strict=True):
-            rejection: Rejection | None
+            rejection: Rejection | None = None
             if found is None:
                 # What the counts know of the user stays: they name nobody.
                 erased[record.key] = None
                 known[record.key] = UserLabels()
                 counts.erased += 1
-                continue
-            if isinstance(found, Rejection):
+            elif isinstance(found, Rejection):
                 rejection = found
+            elif isinstance(found, list):
+                counts.orders += len(found)
+                for order in found:
+                    drawn = fold_order(known[order.user_id.encode()], self.tally, order, self._audit_rate)
+                    audits += [self._audit(order, *subject, record.offset) for subject in drawn]
+                    watermark_ms = max(watermark_ms, order.time_ms)
+                await asyncio.sleep(0)
             else:
-                erased.pop(record.key, None)
                 outcome, rejection, drawn = fold(known[record.key], self.tally, found, self._audit_rate)
                 if outcome is not None:
                     counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
@@ -130,12 +141,15 @@ class LabelsWork:
                 counts.dead_letters[rejection.reason] = counts.dead_letters.get(rejection.reason, 0) + 1
                 letters.append(self._dead_letter(record, rejection))
         counts.audits = len(audits)
-        written: list[tuple[bytes, bytes | None]] = [
-            (key, None if key in erased else row.row()) for key, row in known.items()
-        ]
-        written.append((TALLY_KEY, self.tally.row()))
+        written: list[Row] = []
+        for key, labels in known.items():
+            row = labels.row() if labels.subjects or labels.orders or labels.forgot else None
+            if row != before.get(key) or key in erased:
+                written.append((key, row))
+        if (tally := self.tally.row()) != tally_before:
+            written.append((TALLY_KEY, tally))
         messages = {self._dead_letters_topic: letters, self._audit_topic: audits}
-        if self._control is not None and self.tally.all_labelled != before:
+        if self._control is not None and self.tally.all_labelled != labelled_before:
             told = LabelledScores(self._partition, self.tally.detectors)
             messages[self._control] = [(told.key, _encode(told), [])]
         return Rendered(
@@ -154,7 +168,7 @@ class LabelsWork:
             record.headers,
         )
 
-    def _audit(self, found: Label | Note, subject_type: str, subject: str, offset: int) -> Message:
+    def _audit(self, found: Label | Note | Order, subject_type: str, subject: str, offset: int) -> Message:
         name = printable_subject(f"{subject_type}/{subject}")
         value = {
             "id": f"audit/{subject_type}/{subject}",

@@ -46,7 +46,7 @@ class NotInstalled(ForeclickError):
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench all|pipeline|latency|swap|poison|alerts|restore|timers|model|peers|scaling``."""
+    """Add ``bench all|pipeline|latency|swap|poison|alerts|labels|restore|timers|model|peers|scaling``."""
     bench = typer.Typer(
         no_args_is_help=True,
         help="Throughput against a stock Faust agent, latency, restore, memory. Tables, and one JSON line last.",
@@ -57,6 +57,7 @@ def register(app: typer.Typer) -> None:
     bench.command(epilog="Example: foreclick bench swap --rate 5000")(swap)
     bench.command(epilog="Example: foreclick bench poison --events 100000")(poison)
     bench.command(epilog="Example: foreclick bench alerts --events 100000")(alerts)
+    bench.command(epilog="Example: foreclick bench labels --events 100000")(labels)
     bench.command(epilog="Example: foreclick bench restore --restore-users 200000")(restore)
     bench.command(epilog="Example: foreclick bench timers --timers 100000")(timers)
     bench.command(epilog="Example: foreclick bench model")(model)
@@ -124,6 +125,11 @@ def poison(users: Users = 20_000, events: Events = 100_000, model: Model = None)
 def alerts(users: Users = 20_000, events: Events = 100_000, model: Model = None) -> None:
     """A backlog with churn timers, with groups and with both, against one without; not part of ``bench all``."""
     _run("alerts", model, users=users, events=events)
+
+
+def labels(users: Users = 20_000, events: Events = 100_000, model: Model = None) -> None:
+    """What the stage of labels takes of a worker that does everything else; not part of ``bench all``."""
+    _run("labels", model, users=users, events=events)
 
 
 def restore(restore_users: RestoreUsers = 200_000, model: Model = None) -> None:

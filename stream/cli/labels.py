@@ -60,7 +60,8 @@ def put(
     settings = load_settings(kafka__bootstrap_servers=bootstrap_servers)
     line = LabelLine.checked("the label", json.dumps(made, ensure_ascii=False).encode())
     write_labels(settings, [line])
-    text = f"{subject} {cut(id, 80)} of user {cut(owner, 80)} is {label}: written to {settings.labels_topic}"
+    whose = "" if subject == "user" else f" of user {cut(owner, 80)}"
+    text = f"{subject} {cut(id, 80)}{whose} is {label}: written to {settings.labels_topic}"
     finish({"written": 1, "topic": settings.labels_topic, "label": made}, text, as_json)
 
 
@@ -103,6 +104,12 @@ def audit(
         if as_json:
             print(json.dumps(each._asdict(), ensure_ascii=False))
         else:
-            print(f"{each.subject_type} {cut(each.subject, 80)} of user {cut(each.user_id, 80)}")
+            whose = "" if each.subject_type == "user" else f"  of user {cut(each.user_id, 80)}"
+            print(f"{each.subject_type:5}  {cut(each.subject, 80)}{whose}")
     text = f"{len(found)} of the audit sample have no label"
+    if found:
+        text += (
+            ". Look at them: foreclick explain USER; then say: foreclick labels put order|user ID fraud|genuine "
+            "--user USER --by YOU"
+        )
     finish({"unlabelled": len(found)}, text, as_json)

@@ -33,7 +33,7 @@ def consumer_of(client: dict[str, Any], **settings: Any) -> Consumer:
 
 
 def partitions_of(consumer: Consumer, topic: str) -> list[int]:
-    return sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+    return sorted(consumer.list_topics(topic, timeout=LEADER_TIMEOUT_S).topics[topic].partitions)
 
 
 def ends_of(consumer: Consumer, topic: str) -> dict[int, int]:

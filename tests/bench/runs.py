@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.registry import bundled, untrained
 from stream.settings import load_settings
-from tests.bench import alerts, latency, model, pipeline, poison, restore, stock, swap, timers
+from tests.bench import alerts, labels, latency, model, pipeline, poison, restore, stock, swap, timers
 from tests.bench.bed import Bed, Sizes, bed
 from tests.bench.report import last_line, machine, table
 
@@ -26,6 +26,7 @@ KEYS = (
     "churn_cost",
     "groups_cost",
     *(f"{way}_worker_us" for way in alerts.WAYS),
+    "labels_cost",
     "restore_rows_per_s",
     "bytes_per_user",
     "rss_mib",
@@ -36,8 +37,8 @@ KEYS = (
 
 def run(part: str, sizes: Sizes, model_folder: Path | None) -> dict[str, float]:
     """Run one part, or ``all``; prints tables and at the end the JSON line."""
-    if part == "timers":
-        figures = _timers(sizes, model_folder)
+    if part in _ALONE:
+        figures = _alone(part, sizes, model_folder)
     else:
         with bed(sizes, model_folder) as ground:
             figures = _PARTS[part](ground)
@@ -65,15 +66,15 @@ def _all(ground: Bed) -> dict[str, float]:
     return figures
 
 
-def _timers(sizes: Sizes, model_folder: Path | None) -> dict[str, float]:
-    """The one part that needs no broker."""
+def _alone(part: str, sizes: Sizes, model_folder: Path | None) -> dict[str, float]:
+    """A part that needs no broker."""
     with tempfile.TemporaryDirectory(prefix="foreclick-bench-") as made:
         folder = Path(made)
         if model_folder is None:
             model_folder = bundled() if bundled().exists() else untrained(folder / "models")
         machine(f"{model_folder.parent.name}/{model_folder.name}", "none")
         settings = load_settings(model=model_folder, data_dir=folder)
-        return timers.run(settings, model_folder, folder, sizes.timers, sizes.seed)
+        return _ALONE[part](settings, model_folder, folder, sizes)
 
 
 def _with_ratio(figures: dict[str, float]) -> dict[str, float]:
@@ -89,4 +90,12 @@ _PARTS = {
     "alerts": alerts.run,
     "restore": restore.run,
     "model": lambda ground: model.run(ground.model),
+}
+_ALONE = {
+    "timers": lambda settings, model, folder, sizes: timers.run(
+        settings, model, folder, sizes.timers, sizes.seed
+    ),
+    "labels": lambda settings, model, folder, sizes: labels.run(
+        settings, model, folder, sizes.users, sizes.events, sizes.seed
+    ),
 }

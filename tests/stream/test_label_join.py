@@ -8,6 +8,7 @@ from math import isnan
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 from stream.alerts import Alert
 from stream.errors import DamagedRow
 from stream.events import Rejection
-from stream.label_join import Tally, UserLabels, drawn, fold, tallied
+from stream.label_join import Tally, UserLabels, drawn, fold, fold_order, tallied
 from stream.label_records import (
     LABEL_REASONS,
+    ORDERS_KEY,
     Label,
     Note,
+    Order,
     decode_label,
     notes_of_alert,
-    order_note,
+    packed_orders,
     seen_note,
 )
 from stream.outputs import load_schema
@@ -74,8 +77,13 @@ def decoded(record: bytes) -> Label | Note:
         ("wrong_type", b"u17", encoded(id="")),
         ("wrong_type", b"u17", encoded(id="o" * 513)),
         ("wrong_type", b"u17", encoded(comment="and more")),
-        ("wrong_type", b"u17", encoded(note="order")),
         ("missing_field", b"u17", encoded(by=...)),
+        ("wrong_type", b"u17", encoded(note="seen")),
+        ("undecodable", ORDERS_KEY, b"\xff"),
+        ("undecodable", ORDERS_KEY, encoded()),
+        ("undecodable", ORDERS_KEY, msgspec.msgpack.encode([["", "o1", 5]])),
+        ("bad_user_id", ORDERS_KEY, msgspec.msgpack.encode([["\0n", "o1", 5]])),
+        ("bad_user_id", ORDERS_KEY, None),
         ("missing_field", b"u17", b"{}"),
         ("too_large", b"u17", encoded(by="m" * 70_000)),
         ("key_mismatch", b"u18", encoded()),
@@ -96,6 +104,7 @@ def test_what_is_no_label_has_a_reason(reason: str, key: bytes | None, value: by
 def test_no_bytes_stop_the_decoder(key: bytes | None, value: bytes | None) -> None:
     """Whatever stands in the topic is a label, a note, a tombstone or a rejection."""
     assert decode_label(key, value) is None or isinstance(decode_label(key, value), Rejection)
+    assert isinstance(decode_label(ORDERS_KEY, value or b""), list | Rejection)
 
 
 @settings(deadline=None)
@@ -162,6 +171,16 @@ def test_an_alert_flags_its_members_and_the_orders_and_events_of_its_evidence() 
     }
 
 
+def test_orders_are_packed_and_come_back_in_their_order() -> None:
+    """At most 256 in a record, under a key that no user has; hostile ids as they are."""
+    made = [Order("u\x1b[2J" + "ü" * number, f"o{number}", 5 + number) for number in range(250)] * 2
+    values = packed_orders(made)
+    found = [each for each in (decode_label(ORDERS_KEY, value) for value in values) if isinstance(each, list)]
+    assert [len(each) for each in found] == [256, 244]
+    assert [order for each in found for order in each] == made
+    assert packed_orders([]) == []
+
+
 def test_a_churn_alert_flags_its_user_and_a_return_nobody() -> None:
     """The last event of a silent user is no churned event."""
     about = alert("churn.expected", subject_type="user", subject="u2", members=[])
@@ -189,9 +208,13 @@ class Join:
     def tally(self) -> Tally:
         return Tally.of_row(self.tally_row)
 
-    def take(self, record: Label | Note) -> str | None:
+    def take(self, record: Label | Note | Order) -> str | None:
         known, tally = UserLabels.of_row(self.rows.get(record.user_id)), self.tally
-        outcome, rejection, audited = fold(known, tally, record, self.audit_rate)
+        outcome, rejection = None, None
+        if isinstance(record, Order):
+            audited = fold_order(known, tally, record, self.audit_rate)
+        else:
+            outcome, rejection, audited = fold(known, tally, record, self.audit_rate)
         self.audited += audited
         if rejection is not None:
             self.rejected.append(rejection)
@@ -200,10 +223,8 @@ class Join:
         return outcome
 
 
-def ordered(order: str, user: str = "u1") -> Note:
-    found = decoded(order_note(user, order, 5))
-    assert isinstance(found, Note)
-    return found
+def ordered(order: str, user: str = "u1") -> Order:
+    return Order(user, order, 5)
 
 
 def flagged(order: str, score: float = 0.8, kind: str = "rates", user: str = "u1") -> Note:
@@ -224,7 +245,8 @@ def test_a_label_for_an_unknown_order_is_rejected_with_its_reason() -> None:
     assert join.take(label("u2", "fraud", user="u2", subject="user")) is None
     assert join.take(label("e1", "fraud", subject="event")) is None
     assert [each.reason for each in join.rejected] == ["unknown_subject"] * 3
-    assert "'o9'" in join.rejected[0].message
+    assert "'o9' of user 'u1' was never made" in join.rejected[0].message
+    assert "'u2' has ordered nothing" in join.rejected[1].message
     assert join.tally.labels == {}
 
 
@@ -286,6 +308,24 @@ def test_recall_is_unknown_before_one_audit_has_a_label() -> None:
     assert isnan(join.tally.recall("rates", "user"))
 
 
+def test_recall_is_unknown_of_a_detector_without_labels_and_of_churn() -> None:
+    """Not zero: nobody has looked at what it flagged; and the audit is asked for fraud, not for silence."""
+    join = Join(audit_rate=1.0)
+    for number, said in enumerate(["fraud", "fraud", "genuine", "genuine"]):
+        join.take(ordered(f"o{number}"))
+        join.take(label(f"o{number}", said))
+    assert join.tally.recall("rates", "order") == 0.0
+    join.take(flagged("o0"))
+    join.take(flagged("x1", kind="brushing", user="u2"))
+    assert join.tally.recall("rates", "order") == pytest.approx(1 / (2 + 1))
+    assert isnan(join.tally.recall("brushing", "order"))
+    join.take(Note("alert", "u1", 5, [("user", "u1")], "churn.expected", 0.6))
+    join.take(label("u1", "churned", 7, subject="user"))
+    join.take(Note("seen", "u3", 5))
+    join.take(label("u3", "fraud", 7, user="u3", subject="user"))
+    assert isnan(join.tally.recall("churn.expected", "user"))
+
+
 def test_the_sample_is_a_property_of_the_id() -> None:
     """The same after a restart and on another worker; about as large as asked; nested by rate."""
     ids = [f"o{number}" for number in range(20_000)]
@@ -339,17 +379,18 @@ RECORDS = st.lists(
 )
 
 
-def by_counting(records: list[Label | Note]) -> Iterator[tuple[str, int, int, int]]:
+def by_counting(records: list[Label | Note | Order]) -> Iterator[tuple[str, int, int, int]]:
     """Detector, flagged, right and wrong, from everything at once: who was known, flagged, and last said to be what."""
     known: set[tuple[str, str]] = set()
     kinds: dict[tuple[str, str], set[str]] = {}
     said: dict[tuple[str, str], tuple[int, str]] = {}
     for record in records:
-        if isinstance(record, Note):
+        if isinstance(record, Order):
+            known.add((record.user_id, record.order_id))
+        elif isinstance(record, Note):
             for _, subject in record.subjects:
                 known.add((record.user_id, subject))
-                if record.note == "alert":
-                    kinds.setdefault((record.user_id, subject), set()).add(record.kind)
+                kinds.setdefault((record.user_id, subject), set()).add(record.kind)
         elif (record.user_id, record.id) in known:
             about = (record.user_id, record.id)
             if record.time_ms >= said.get(about, (0, ""))[0]:
@@ -362,7 +403,9 @@ def by_counting(records: list[Label | Note]) -> Iterator[tuple[str, int, int, in
 
 @settings(deadline=None)
 @given(RECORDS, st.integers(0, 40))
-def test_the_fold_counts_what_counting_everything_counts(records: list[Label | Note], cut: int) -> None:
+def test_the_fold_counts_what_counting_everything_counts(
+    records: list[Label | Note | Order], cut: int
+) -> None:
     """Also when users live in two partitions whose counts are added, and with rows as bytes in between."""
     one, other = Join(), Join()
     for record in records:

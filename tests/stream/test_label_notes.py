@@ -14,13 +14,15 @@ from stream.errors import BrokenInvariant
 from stream.group_detectors import GroupEvent
 from stream.group_records import Watermark
 from stream.groups_stage import DecodedGroups, _Event
-from stream.label_notes import Noting, click_notes, group_notes
-from stream.label_records import Note, decode_label
+from stream.label_notes import Notes, Noting, click_notes, group_notes
+from stream.label_records import ORDERS_KEY, Order, packed_orders, seen_note
 from stream.partitioner import partition_of
 from stream.settings import load_settings
 from stream.stage import Rendered, Timed
 from tests.stream.test_alert_calibration import spread, tally_of
 from tests.stream.test_label_join import alert
+
+NOTHING = Notes([], [])
 
 
 class Alerting:
@@ -42,7 +44,7 @@ class Alerting:
 
 def noted(messages: dict[str, Any], **options: Any) -> Rendered:
     outputs = [f"labels/{number}" for number in range(4)]
-    options = {"notes_of": lambda decoded, rows: []} | options
+    options = {"notes_of": lambda decoded, rows: NOTHING} | options
     work = Noting(Alerting(messages), alert_topics=["fraud", "churn"], outputs=outputs, **options)
     return asyncio.run(work.score([], [], 0))
 
@@ -61,9 +63,18 @@ def test_without_alerts_nothing_is_added() -> None:
     """The hot path of clicks pays one look."""
     messages = {"other": [(b"k", b"v", [])]}
     assert noted(messages).messages is messages
-    assert noted({}, notes_of=lambda decoded, rows: [(b"u", b"note")]).messages.keys() == {
-        f"labels/{partition_of(b'u', 4)}"
-    }
+
+
+def test_notes_go_before_orders_each_to_the_partition_of_its_user() -> None:
+    """Orders of several users of one partition share a record."""
+    made = [Order(f"u{number}", "o1", 5) for number in range(9)]
+    told = noted({}, notes_of=lambda decoded, rows: Notes([(b"u1", b"note")], made)).messages
+    mine = list(told[f"labels/{partition_of(b'u1', 4)}"])
+    assert (mine[0][:2], [key for key, _, _ in mine[1:]]) == ((b"u1", b"note"), [ORDERS_KEY])
+    for number in range(4):
+        there = [order for order in made if partition_of(order.user_id.encode(), 4) == number]
+        packed = [value for key, value, _ in told.get(f"labels/{number}", ()) if key == ORDERS_KEY]
+        assert packed == packed_orders(there)
 
 
 def test_what_is_no_alert_in_a_topic_of_alerts_ends_the_process() -> None:
@@ -103,14 +114,12 @@ def in_group(group: str, **fields: Any) -> _Event:
     return _Event(group.encode(), GroupEvent(**made | fields))
 
 
-def told(*records: _Event | Watermark, kinds: str = "shop,item") -> list[Note]:
-    return decoded(group_notes(kinds.split(","))(DecodedGroups(list(records), [], 0), []))
-
-
-def decoded(notes: Any) -> list[Note]:
-    found = [decode_label(key, value) for key, value in notes]
-    assert all(isinstance(each, Note) for each in found), found
-    return found  # type: ignore[return-value]
+def told(*records: _Event | Watermark, kinds: str = "shop,item") -> list[str]:
+    """Ids of the orders."""
+    notes = group_notes(kinds.split(","))(DecodedGroups(list(records), [], 0), [])
+    assert notes.records == []
+    assert all((order.user_id, order.time_ms) == ("u1", 5) for order in notes.orders)
+    return [order.order_id for order in notes.orders]
 
 
 def test_an_order_is_told_once_by_its_user_else_by_its_shop_else_by_its_item() -> None:
@@ -119,12 +128,10 @@ def test_an_order_is_told_once_by_its_user_else_by_its_shop_else_by_its_item() -
     assert len(told(*mine, kinds="shop,user")) == len(told(*mine, kinds="shop")) == 1
     order = {"order_id": "o1", "shop_id": "s1", "item_id": "i1"}
     groups = [in_group(name, **order) for name in ("shop:s1", "item:i1", "device:d1")]
-    assert [each.subjects for each in told(*groups, Watermark(0, 5))] == [[("order", "o1")]]
+    assert told(*groups, Watermark(0, 5)) == ["o1"]
     assert told(in_group("item:i1", **order)) == []
-    assert [each.subjects for each in told(in_group("item:i1", item_id="i1", event_id="e1"))] == [
-        [("order", "e1")]
-    ]
-    assert [each.subjects for each in told(in_group("item:i1", item_id="i1"))] == [[("order", "2/9")]]
+    assert told(in_group("item:i1", item_id="i1", event_id="e1")) == ["e1"]
+    assert told(in_group("item:i1", item_id="i1")) == ["2/9"]
     assert told(in_group("shop:s1", shop_id="s1", action="view")) == []
     assert told(in_group("item:i1", item_id="i1", order_id="o" * 600)) == []
 
@@ -132,7 +139,7 @@ def test_an_order_is_told_once_by_its_user_else_by_its_shop_else_by_its_item() -
 # ---- of clicks
 
 
-def clicked(*events: dict[str, Any], rows: tuple[bytes | None, ...] = (), **options: Any) -> list[Any]:
+def clicked(*events: dict[str, Any], rows: tuple[bytes | None, ...] = (), **options: Any) -> Notes:
     """Notes of a micro-batch of partition 2 that begins at offset 9; an event that is None erases u1."""
     records = [
         Clicked(2, 9 + place, f"u{event.get('user', 1)}".encode(), encoded_event(event))
@@ -147,7 +154,7 @@ def clicked(*events: dict[str, Any], rows: tuple[bytes | None, ...] = (), **opti
     )
     decoded = work.decode(records)
     assert not decoded.rejected, decoded.rejected
-    return list(click_notes(*options.values())(decoded, rows or [b"row"] * len(decoded.keys)))
+    return click_notes(*options.values())(decoded, rows or [b"row"] * len(decoded.keys))
 
 
 class Clicked(NamedTuple):
@@ -169,26 +176,28 @@ def encoded_event(event: dict[str, Any]) -> bytes | None:
 def test_clicks_tell_the_orders_that_no_group_tells() -> None:
     """With shops among the groups an order with a shop is told by them; without groups clicks tell all."""
     with_shop, without = {"shop_id": "s1", "order_id": "o1"}, {"item_id": "i1"}
-    found = decoded(clicked(with_shop, without, kinds=["shop"], rate=0.0))
-    assert [each.subjects for each in found] == [[("order", "2/10")]]
-    assert len(decoded(clicked(with_shop, without, kinds=[], rate=0.0))) == 2
-    assert clicked(with_shop, without, kinds=["shop", "item"], rate=0.0) == []
-    assert clicked({}, kinds=["shop", "user"], rate=0.0) == []
+    found = clicked(with_shop, without, kinds=["shop"], rate=0.0)
+    assert found == Notes([], [Order("u1", "2/10", 5)])
+    assert len(clicked(with_shop, without, kinds=[], rate=0.0).orders) == 2
+    assert clicked(with_shop, without, kinds=["shop", "item"], rate=0.0) == NOTHING
+    assert clicked({}, kinds=["shop", "user"], rate=0.0) == NOTHING
     # Of an announced crawler users' records tell nothing.
-    assert len(clicked(with_shop | {"extra": {"crawler": 1}}, kinds=["shop", "user"], rate=0.0)) == 1
+    crawler = clicked(with_shop | {"extra": {"crawler": 1}}, kinds=["shop", "user"], rate=0.0)
+    assert len(crawler.orders) == 1
 
 
 def test_a_first_event_is_told_of_users_whom_the_lot_names() -> None:
     """Users with a row were told before; the others whom the lot leaves out are of no use to the audit."""
-    events = [{"action": "view"}, {"action": "view", "user": 2}, {"action": "view"}]
-    found = decoded(clicked(*events, rows=(None, b"row"), kinds=[], rate=1.0))
-    assert [(each.note, each.user_id) for each in found] == [("seen", "u1")]
-    assert clicked(*events, rows=(None, None), kinds=[], rate=0.0) == []
+    events = [{"action": "view", "user": user, "event_time_ms": 5 + user} for user in (3, 1, 2, 1, 3)]
+    found = clicked(*events, rows=(b"row", None, None), kinds=[], rate=1.0)
+    assert found == Notes([(b"u1", seen_note("u1", 6)), (b"u2", seen_note("u2", 7))], [])
+    assert clicked(*events, rows=(None, None, None), kinds=[], rate=0.0) == NOTHING
 
 
 def test_an_erased_user_is_erased_from_the_labels_too() -> None:
     """The tombstone goes on to the topic of labels, under the same key."""
-    assert clicked({"action": "view", "user": 2}, {"erased": True}, kinds=[], rate=0.0) == [(b"u1", None)]
+    found = clicked({"action": "view", "user": 2}, {"erased": True}, kinds=[], rate=0.0)
+    assert found == Notes([(b"u1", None)], [])
 
 
 class Waiting(Alerting):
@@ -207,7 +216,7 @@ def test_timers_of_a_stage_that_tells_run_on() -> None:
     """What the protocol asks of a stage with timers reaches the wrapped one; a stage without them has none due."""
     wrapped = Waiting({})
     work, without = (
-        Noting(each, alert_topics=[], outputs=[], notes_of=lambda decoded, rows: [])
+        Noting(each, alert_topics=[], outputs=[], notes_of=lambda decoded, rows: NOTHING)
         for each in (wrapped, Alerting({}))
     )
     assert isinstance(work, Timed)

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stream.dead_letters import parse
 from stream.label_metrics import LabelMetrics
-from stream.label_records import notes_of_alert, order_note
+from stream.label_records import ORDERS_KEY, Order, notes_of_alert, packed_orders, seen_note
 from stream.label_writing import LabelLine
 from stream.labels_stage import TALLY_KEY, LabelsWork
 from stream.metrics import Metrics
@@ -27,12 +27,18 @@ from tests.stream.test_label_join import alert, encoded
 
 
 def outcome(coroutine: Coroutine[Any, Any, Rendered]) -> Rendered:
-    """What a coroutine returns that waits for nothing."""
-    try:
-        coroutine.send(None)
-    except StopIteration as ended:
-        return ended.value  # type: ignore[no-any-return]
-    raise AssertionError("The stage waited.")
+    """What a coroutine returns that waits for nothing but its turn."""
+    while True:
+        try:
+            coroutine.send(None)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]
+
+
+def orders(*made: tuple[str, str]) -> bytes:
+    """The value that tells of orders: user and order of each."""
+    (value,) = packed_orders([Order(user, order, 5) for user, order in made])
+    return value
 
 
 class Record(NamedTuple):
@@ -84,7 +90,8 @@ USERS = ["u1", "u2", HOSTILE[:100]]
 RECORDS = st.lists(
     st.one_of(
         st.builds(
-            lambda u, o: (u.encode(), order_note(u, o, 5)), st.sampled_from(USERS), st.sampled_from("abc")
+            lambda made: (ORDERS_KEY, orders(*made)),
+            st.lists(st.tuples(st.sampled_from(USERS), st.sampled_from("abc")), min_size=1, max_size=4),
         ),
         st.builds(
             lambda u, o, word, at: (u.encode(), encoded(user_id=u, id=o, label=word, time_ms=at)),
@@ -122,7 +129,7 @@ def test_every_record_has_one_destination(records: list[Record]) -> None:
     rendered = outcome(work.score(decoded, [None] * len(decoded.keys), 0))
     counts = rendered.counts
     letters = list(rendered.messages.get("dlq", ()))
-    notes = sum(b'"note"' in (record.value or b"") for record in records)
+    notes = sum(record.key == ORDERS_KEY for record in records)
     assert len(records) == sum(counts.outcomes.values()) + len(letters) + counts.erased + notes
     for key, value, headers in letters:
         letter = parse(headers)
@@ -131,10 +138,21 @@ def test_every_record_has_one_destination(records: list[Record]) -> None:
         assert (key, value) == (records[letter.offset].key, records[letter.offset].value)
 
 
+def test_what_changes_nothing_writes_nothing() -> None:
+    """An order told again, or a label that joins nothing, leaves rows and counts and their changelog as they are."""
+    first = [Record(0, ORDERS_KEY, orders(("u1", "a"), ("u2", "a")))]
+    rows, _ = run(first, [])
+    work = work_of(rows)
+    decoded = work.decode([*first, Record(1, b"u3", encoded(user_id="u3", id="a"))])
+    assert decoded.keys == [b"u1", b"u2", b"u3"]
+    again = outcome(work.score(decoded, [rows.get(key) for key in decoded.keys], 0))
+    assert (again.rows, again.counts.dead_letters) == ([], {"unknown_subject": 1})
+
+
 def test_a_tombstone_erases_the_user_and_not_the_counts() -> None:
     """Counts name nobody."""
     records = [
-        Record(0, b"u1", order_note("u1", "a", 5)),
+        Record(0, ORDERS_KEY, orders(("u1", "a"))),
         Record(1, b"u1", encoded(user_id="u1", id="a")),
         Record(2, b"u1", None),
     ]
@@ -147,7 +165,7 @@ def test_audits_fit_their_schema_and_tell_whom_to_label() -> None:
     """Also under hostile ids, whose headers are percent-encoded."""
     work = work_of({}, audit_rate=1.0)
     user = HOSTILE[:100]
-    decoded = work.decode([Record(7, user.encode(), order_note(user, HOSTILE[:100], 5))])
+    decoded = work.decode([Record(7, ORDERS_KEY, orders((user, HOSTILE[:100])))])
     rendered = outcome(work.score(decoded, [None], 0))
     audits = list(rendered.messages["audit"])
     assert len(audits) == 2
@@ -203,7 +221,7 @@ def test_a_file_with_a_line_that_is_no_label_writes_nothing(tmp_path: Any) -> No
     assert f"{file}:2 is no label (wrong_type" in error
     file.write_bytes(b"\n\n")
     assert "holds no labels" in foreclick("labels", "import", file).error
-    file.write_bytes(order_note("u1", "o1", 5))
+    file.write_bytes(seen_note("u1", 5))
     assert "a note of a stage" in foreclick("labels", "import", file).error
 
 

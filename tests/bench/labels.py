@@ -23,8 +23,8 @@ from models.runtime import StepEngine
 from stream.alert_calibration import AlertCalibration
 from stream.app import spare_the_collector
 from stream.clicks_stage import clicks_rounds, clicks_work
+from stream.engine.batches import batches_of
 from stream.engine.store import Store
-from stream.engine.transaction import batches_of
 from stream.group_erasure import ERASING_KEY, Erasures
 from stream.group_sources import Sources
 from stream.groups_app import detectors_of, group_records, told_kinds

@@ -195,17 +195,17 @@ class ClicksWork:
             return
         fresh = set(decoded.fresh)
         first_life = {key for slot, key in enumerate(decoded.keys) if slot not in fresh}
+        waited_for = [key for key in due if key not in first_life]
         tombstones: dict[bytes, int] = {}
         if decoded.erased or fresh:
             for index, record in enumerate(decoded.records):
                 if record.value is None:
                     tombstones.setdefault(record.key, index)
-        for key in due:
-            if key not in first_life:
+            for slot, key in enumerate(waited_for, len(decoded.keys)):
                 if key in tombstones:
-                    decoded.ended[len(decoded.keys)] = tombstones[key]
-                decoded.keys.append(key)
-                decoded.waited_for += 1
+                    decoded.ended[slot] = tombstones[key]
+        decoded.keys += waited_for
+        decoded.waited_for = len(waited_for)
 
     def _decoded(self, records: Sequence[Any]) -> DecodedClicks:
         keys = [record.key for record in records]

@@ -65,6 +65,7 @@ RETURNED: Final = "churn.returned"
 MOST_DUE: Final = 4096
 
 _DEADLINE_BYTES: Final = 8
+_USER_AT: Final = len(TIMER_PREFIX) + _DEADLINE_BYTES
 
 
 class Silence(NamedTuple):
@@ -118,9 +119,7 @@ def timer_key(deadline_ms: int, key: bytes) -> bytes:
 
 def read_timer_key(timer: bytes) -> tuple[int, bytes]:
     """The deadline and the user's key of a timer."""
-    start = len(TIMER_PREFIX)
-    end = start + _DEADLINE_BYTES
-    return int.from_bytes(timer[start:end], "big"), timer[end:]
+    return int.from_bytes(timer[len(TIMER_PREFIX) : _USER_AT], "big"), timer[_USER_AT:]
 
 
 def due_end(watermark_ms: int) -> bytes:
@@ -206,4 +205,4 @@ class PartitionTimers:
     def keys_before(self, latest_ms: int) -> list[bytes]:
         """The users whose timers would be due if the watermark rose to a time, the earliest first."""
         end = due_end(max(self.watermark_ms, latest_ms))
-        return [read_timer_key(timer)[1] for timer in self._index.timers_before(end, MOST_DUE)]
+        return [timer[_USER_AT:] for timer in self._index.timers_before(end, MOST_DUE)]

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress, repeat
+from operator import itemgetter
 from typing import Final, Protocol
 
 import numpy as np
@@ -199,22 +201,24 @@ class _Told:
             ended_by: the event, -1 for none.
         """
         keys = [self._part.keys[slot] for slot in (row - self._part.rows.start).tolist()]
-        silences = list(map(Silence._make, zip(*(column.tolist() for column in silence), strict=True)))
+        columns = [column.tolist() for column in silence]
+        silences = list(map(Silence._make, zip(*columns, strict=True)))
+        _, offsets, deadlines_ms, _ = columns
         place = np.searchsorted(self._watermark_ms, silence[2], side="right").tolist()
-        for at in np.flatnonzero(runs_out).tolist():
-            one, key = silences[at], keys[at]
-            said = Said(EXPECTED, key, one, one.deadline_ms, one.offset)
-            self._said.append(((place[at], 0, one.deadline_ms, key), said))
+        # A million may run out at once: a pair for each silence, of which those are taken that do.
+        order = zip(place, repeat(0), deadlines_ms, keys)
+        said = map(Said._make, zip(repeat(EXPECTED), keys, silences, deadlines_ms, offsets))
+        self._said += compress(zip(order, said, strict=True), runs_out.tolist())
         for at in np.flatnonzero(ended_by >= 0).tolist():
             event = int(ended_by[at])
-            said = Said(
+            returned = Said(
                 RETURNED, keys[at], silences[at], int(self._times_ms[event]), int(self._offset[event])
             )
-            self._said.append(((event - self._part.events.start, 1, 0, keys[at]), said))
+            self._said.append(((event - self._part.events.start, 1, 0, keys[at]), returned))
 
     def in_order(self) -> list[Said]:
         """By record, and at one record the expected ones by deadline and key before the return."""
-        return [said for _, said in sorted(self._said, key=lambda pair: pair[0])]
+        return [said for _, said in sorted(self._said, key=itemgetter(0))]
 
 
 def _within(places: np.ndarray, bounds: slice) -> slice:

@@ -206,7 +206,8 @@ class Store:
         if self._moved_timers is None or end <= self._earliest:
             return found
         bound = end
-        for timer in self._keys(self._earliest):
+        for entries in self._seek(self._earliest):
+            timer = entries.key()
             if timer >= end or len(found) == most:
                 bound = timer  # any key is a bound, a row's own too
                 break
@@ -257,10 +258,6 @@ class Store:
     def _entries(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
         for entries in self._seek(first):
             yield entries.key(), entries.value()
-
-    def _keys(self, first: bytes) -> Iterator[bytes]:
-        for entries in self._seek(first):
-            yield entries.key()
 
     def _seek(self, first: bytes) -> Iterator[Any]:
         # Not the database's own items(): they end at a damaged block as if there were no more.

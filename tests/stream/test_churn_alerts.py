@@ -104,6 +104,21 @@ def test_a_silence_is_said_once_at_its_deadline_and_ended_by_a_return(log: Path,
     assert all(time <= alert["event_time_ms"] for user, alert in open_.items() for time in times[user])
 
 
+def test_alerts_of_many_users_are_those_of_each_alone() -> None:
+    """Ids full of quotes, commas and backslashes stay apart, expected and returned alike."""
+    renderer = ChurnAlertRenderer(
+        topic="clicks", topic_id="T", source="/app", horizon_s=86_400, threshold=0.5
+    )
+    users = ["u1", '","', '"', "a\\", ',","', "\u2028", "\n", "u,2", '\\","']
+    said = [
+        Said(kind, user.encode(), Silence(START_MS, 7, deadline_ms, 123 * number), deadline_ms, 7)
+        for number, user in enumerate(users)
+        for kind, deadline_ms in ((EXPECTED, START_MS + 90 * DAY_MS), (RETURNED, START_MS + 91 * DAY_MS))
+    ]
+    assert renderer.messages(said, 3) == [renderer.messages([one], 3)[0] for one in said]
+    assert renderer.messages([], 3) == []
+
+
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
     st.integers(0, 1_000_000),

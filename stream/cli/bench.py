@@ -177,7 +177,7 @@ def peers(
 
 def scaling(
     users: UserCounts = "10000,100000,1000000",
-    events: ScalingEvents = 200_000,
+    events: ScalingEvents = 500_000,
     seed: RaceSeed = 1,
     out: Out = None,
     model: Model = None,

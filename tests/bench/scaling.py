@@ -40,6 +40,7 @@ LOOK_INTERVAL_S = 0.2
 TIMEOUT_S = 900.0
 # The first micro-batches after a pause are small, the last ones too: neither is what a loaded worker does.
 BEGUN, ENDING = 0.1, 0.95
+RESTED_S, RESTED_CORES = 2.0, 0.15  # a worker without work takes about .05 of a core
 LEAST_SEEN = 0.5  # of the events between two looks: in less there is more of the looks' moments than of cost
 
 
@@ -165,6 +166,7 @@ def page(made: Mapping[str, Any]) -> str:
 _METHOD = """
 - Every user's row is made by the worker from one event; then come {events:,} events of users drawn evenly, through one
   worker, and as many through two. Of few users each has more of them, and with that a fuller history.
+- Before they come the stores have compacted what filled them; the events' own compaction counts.
 - CPU: of the worker processes together, without broker and source, from a tenth of the events to 95 % of them. Two
   workers share the cores with each other, the broker and the source: their events/s are no more than what is left.
 - Disk: of the stopped worker's data directory. Restore: an empty data directory filled from the changelog, which
@@ -194,6 +196,7 @@ def _users(ground: Bed, users: int, events: int) -> list[Case]:
         once = _records(ground, "once", users, users, each_user_once=True)
         send_backlog(ground.client, settings.clicks_topic, once)
         ground.wait_drained(settings, worker)
+        _rest([worker])
         tell(f"{users:,} users: {events:,} events through one worker")
         alone = _watched(ground, settings, [worker], users, events, "one")
         rss_mib = worker.rss_mib
@@ -205,6 +208,7 @@ def _users(ground: Bed, users: int, events: int) -> list[Case]:
         began_s, ended_s, records, _ = restored(first)
         other = stack.enter_context(ground.worker(second, f"scaling-{users}-second"))
         wait_until("two workers with open partitions", lambda: _shared(first, other), first.check, TIMEOUT_S)
+        _rest([first, other])
         tell(f"{users:,} users: {events:,} events through two workers")
         both = _watched(ground, settings, [first, other], users, events, "two")
         rss_of_both_mib = first.rss_mib + other.rss_mib
@@ -220,6 +224,21 @@ def _shared(*workers: BenchWorker) -> bool:
     parts = [worker.stats().get("partitions", {}) for worker in workers]
     states = [part["state"] for found in parts for part in found.values()]
     return all(parts) and len(states) == 8 and set(states) == {"open"}
+
+
+def _rest(workers: Sequence[BenchWorker]) -> None:
+    """Until the stores have compacted what filled them: that is no cost of the events that come next."""
+    processes = [psutil.Process(worker.pid) for worker in workers]
+
+    def cpu_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    def rested() -> bool:
+        before = cpu_s()
+        time.sleep(RESTED_S)
+        return cpu_s() - before < RESTED_S * RESTED_CORES * len(processes)
+
+    wait_until("workers at rest", rested, workers[0].check, TIMEOUT_S)
 
 
 def _records(ground: Bed, part: str, users: int, events: int, each_user_once: bool = False) -> Iterator[Pair]:

@@ -102,8 +102,8 @@ class Noting:
             for key, value in notes_of_alert(alert):
                 told.setdefault(self._output(key), []).append((key, value, []))
         records, orders = self._notes_of(decoded, rows)
-        for key, value in records:
-            told.setdefault(self._output(key), []).append((key, value, []))
+        for key, note in records:
+            told.setdefault(self._output(key), []).append((key, note, []))
         made: dict[str, list[Order]] = {}
         for order in orders:
             made.setdefault(self._output(order.user_id.encode()), []).append(order)

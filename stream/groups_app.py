@@ -34,6 +34,7 @@ from stream.metrics import GroupMetrics, Metrics
 from stream.order_brushing import OrderBrushing
 from stream.scoring import readable_id
 from stream.settings import Settings
+from stream.shared_devices import SharedDevices
 from stream.stage import Work
 from stream.user_scores import ScoresInUse, user_watch
 
@@ -61,6 +62,7 @@ def detectors_of(
         ItemFarms(topic, late_limit_ms=late_limit_ms),
         BoostedItems(topic),
         BuyerRings(topic),
+        SharedDevices(topic),
         user_watch(settings, topic, scores),
     ]
     kinds = {each.kind for each in found}

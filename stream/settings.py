@@ -172,7 +172,7 @@ class Groups(_Group):
         2, ge=1, le=1024, description="each takes part in most transactions of clicks: few cost less"
     )
     silenced: str = Field(
-        "", description="kinds of alerts that are not looked for, comma separated: click_farm,boosted_item"
+        "", description="kinds of alerts that are not looked for, comma separated: click_farm,device_farm"
     )
     wait_ms: float = Field(
         1000.0, ge=0, description="a transaction costs the broker the same whatever is in it; alerts may wait"

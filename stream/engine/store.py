@@ -78,9 +78,9 @@ class Store:
         options.create_if_missing(True)
         options.set_write_buffer_size(WRITE_BUFFER_BYTES)
         options.set_max_write_buffer_number(2)
-        # Users come back again and again: each flushed file repeats their rows, and compacting rewrites all of them.
-        # At four files (RocksDB's own default) that takes half the processor time of two with 125,000 users here.
-        options.set_level_zero_file_num_compaction_trigger(4)
+        # Users come back again and again: each flushed file repeats their rows, and compacting rewrites all that there
+        # are. At eight files that takes a third to a half of its processor time at four; reads ask filters.
+        options.set_level_zero_file_num_compaction_trigger(8)
         options.set_keep_log_file_num(2)
         options.set_max_open_files(64)
         options.set_compression_type(rocksdict.DBCompressionType.lz4())

@@ -208,7 +208,7 @@ class Engine(Service):
         for number in numbers:
             self.parts[number] = self._partition(number)
             self.parts[number].start()
-        logger.info("partitions assigned", generation=self.generation, partitions=numbers)
+        logger.info("partitions assigned", group=self.group, generation=self.generation, partitions=numbers)
 
     def _partition(self, number: int) -> Partition:
         settings = self.settings

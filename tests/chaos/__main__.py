@@ -20,6 +20,7 @@ from pathlib import Path
 from stream.broker import Broker
 from tests.chaos.plan import PRODUCT_FAULTS, WORKER_FAULTS
 from tests.chaos.planted import PLANTED
+from tests.chaos.planted_product import PLANTED as PRODUCT_PLANTED
 from tests.chaos.rounds import Outcome, Shape, run_round, totals
 
 
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         "--product-share", type=float, default=default.product_share, help="of rounds with `foreclick worker`"
     )
     parser.add_argument("--rate", type=float, default=default.rate, help="events a second")
-    parser.add_argument("--planted", choices=PLANTED, help="run with a bug until it is caught")
+    parser.add_argument(
+        "--planted", choices=[*PLANTED, *PRODUCT_PLANTED], help="run with a bug until it is caught"
+    )
     options = parser.parse_args(arguments)
     shape = Shape(
         faults=options.faults,

@@ -15,7 +15,8 @@ from tests.chaos.cluster import Round
 from tests.chaos.driver import Driver
 from tests.chaos.fleet import Fleet
 from tests.chaos.forgotten import Record, half_end
-from tests.chaos.oracle import Input, Verdict, judge
+from tests.chaos.oracle import Input, judge
+from tests.chaos.verdict import Verdict
 
 SESSION_TIMEOUT_S = 3.0  # the shortest that the engine's settings allow: a test waits for it after every kill
 

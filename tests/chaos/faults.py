@@ -12,7 +12,7 @@ from tests.chaos import disk
 from tests.chaos.fleet import Fleet, Worker
 from tests.chaos.plan import Fault
 from tests.chaos.proxy import ADD_PARTITIONS, COMMIT_OFFSETS, END_TRANSACTION, PRODUCE
-from tests.chaos.worker import STOP_INSIDE
+from tests.chaos.traps import STOP_INSIDE
 
 NAMES = "ABCDEFGH"
 TAKEOVER_S = 40.0  # a partition that has no next owner by then is counted as taken over so late
@@ -127,14 +127,20 @@ class Faults:
         if name is None:
             return False
         victim = self._fleet.workers[name]
-        waiting = set(victim.said("partitions assigned")[-1]["partitions"])
+        group = (
+            self._fleet.round.app_id
+        )  # of the clicks; other stages of the product have groups of their own
+        assigned = victim.said("partitions assigned", group=group)
+        if not assigned:
+            return False
+        waiting = set(assigned[-1]["partitions"])
         exits, began_s = sum(self._fleet.exits.values()), time.time()
         victim.kill()
         taken: dict[int, float] = {}
 
         def over() -> bool:
             for worker in self._fleet.logs.values():
-                for line in worker.said("first commit", earlier_lives=True):
+                for line in worker.said("first commit", earlier_lives=True, group=group):
                     if line["at_s"] > began_s and line["partition"] in waiting:
                         waiting.discard(line["partition"])
                         taken[line["partition"]] = line["at_s"] - began_s

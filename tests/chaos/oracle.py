@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from tests.chaos.cluster import Round, silent
 from tests.chaos.disk import TAMPERED_FILE, TAMPERED_KEY
+from tests.chaos.verdict import EXAMPLES, Verdict
 
 ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
 MARK = struct.Struct("<q16sq")  # \0src: next source offset, source topic id, watermark
 SILENCE_S = 30.0
-EXAMPLES = 5
 
 Row = tuple[int, int, int, bytes]
 
@@ -169,63 +169,6 @@ def state_of(events: Iterable[Event]) -> dict[bytes, Row]:
         else:
             state[key] = row
     return state
-
-
-@dataclass
-class Verdict:
-    r"""What the oracle found; every count but the first five must be 0, ``repeats`` with one exception.
-
-    Args:
-        lost: input positions without a right prediction or dead letter.
-        twice: input positions with more than one output that are not mere repeats.
-        contradicting: outputs that say something else than the fold, whose position is not in the input, or that are
-            in another partition than their topic has for it.
-        out_of_order: outputs after those of a later event, rows and positions older than the ones before them.
-        repeats: further copies with the same ``ce_id`` and the same content.
-        mismatching_rows: users whose row in the changelog differs, is missing or should not be there.
-        mismatching_positions: partitions whose ``\\0src`` in the changelog is not the input's end.
-        mismatching_local: rows of local stores that differ from the input up to that store's own position.
-        hanging: topics with a transaction that nobody ended.
-        alerts: about shops, items, devices and users, in rounds of the product.
-    """
-
-    events: int = 0
-    users: int = 0
-    predictions: int = 0
-    dead_letters: int = 0
-    stores: int = 0
-    lost: int = 0
-    twice: int = 0
-    contradicting: int = 0
-    out_of_order: int = 0
-    repeats: int = 0
-    mismatching_rows: int = 0
-    mismatching_positions: int = 0
-    mismatching_local: int = 0
-    hanging: int = 0
-    alerts: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def exact(self) -> bool:
-        """Nothing lost, doubled, contradicted or left over; repeats are judged by who asks."""
-        return not (
-            self.lost
-            or self.twice
-            or self.contradicting
-            or self.out_of_order
-            or self.mismatching_rows
-            or self.mismatching_positions
-            or self.mismatching_local
-            or self.hanging
-        )
-
-    def note(self, text: str) -> None:
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(text)
-
-    def __str__(self) -> str:
-        counts = " ".join(f"{name}={value}" for name, value in asdict(self).items() if name != "examples")
-        return f"{counts} {self.examples}" if self.examples else counts
 
 
 def judge(round_: Round, source: Input, data_dirs: Sequence[Path] = ()) -> Verdict:

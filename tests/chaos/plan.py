@@ -31,26 +31,8 @@ WORKER_FAULTS: Mapping[str, int] = {
     "poison": 2,
     "power cut": 1,
 }
-# Of the product's own workers. Faults that need switches of the test worker, or a line in its log, are not among them.
-PRODUCT_FAULTS: Mapping[str, int] = {
-    "kill": 4,
-    "term": 3,
-    "stop": 2,
-    "join": 3,
-    "leave": 3,
-    "wipe": 2,
-    "old": 2,
-    "damaged": 2,
-    "full disk": 1,
-    "cut": 3,
-    "slow": 2,
-    "silence": 2,
-    "lost answer": 4,
-    "compaction": 1,
-    "poison": 3,
-    "swap": 2,
-    "power cut": 1,
-}
+# Of the product's own workers, which have models and timers besides.
+PRODUCT_FAULTS: Mapping[str, int] = {**WORKER_FAULTS, "swap": 2}
 BROKER_FAULTS = ("broker", "broker and workers")
 
 

@@ -19,7 +19,8 @@ from stream.engine.kafka_log import TopicSet
 from stream.engine.partition import Partition, State
 from stream.engine.store import Store
 from stream.stage import Chunk, Message, Row, SourceMark
-from tests.chaos.worker import CountingWork, ProbedLog, say
+from tests.chaos.traps import ProbedLog, say
+from tests.chaos.worker import CountingWork
 
 HOLD_S = 2.5  # a step held open so that a fault falls into it in every round, not in one of a thousand
 

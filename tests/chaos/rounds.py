@@ -21,9 +21,12 @@ from tests.chaos.cluster import Round
 from tests.chaos.driver import Driver
 from tests.chaos.faults import NAMES, Faults, RunningBroker
 from tests.chaos.fleet import Fleet
-from tests.chaos.oracle import Input, Verdict, judge
+from tests.chaos.oracle import Input, judge
 from tests.chaos.plan import BROKER_FAULTS, PRODUCT_FAULTS, WORKER_FAULTS, Plan, draw, quantile
-from tests.chaos.product import Clicks, Product, ProductFleet
+from tests.chaos.planted_product import PLANTED as PRODUCT_PLANTED
+from tests.chaos.product import Product, ProductFleet
+from tests.chaos.traffic import Clicks
+from tests.chaos.verdict import Verdict
 
 OPENING_S = 20.0
 
@@ -54,7 +57,7 @@ class Shape:
     broker_share: float = 1 / 3
     broker_kills: int = 1
     only: Sequence[str] = ()
-    product_share: float = 0  # opt-in: each of its workers loads torch
+    product_share: float = 0.2  # not more: each of its workers loads torch
     planted: str | None = None
 
     def plan(self, seed: int) -> Plan:
@@ -66,7 +69,7 @@ class Shape:
             kinds=self._asked(WORKER_FAULTS),
             broker_share=self.broker_share,
             broker_kills=self.broker_kills,
-            product_share=0 if self.planted else self.product_share,
+            product_share=float(self.planted in PRODUCT_PLANTED) if self.planted else self.product_share,
             product_kinds=self._asked(PRODUCT_FAULTS),
         )
 
@@ -172,7 +175,9 @@ def run_round(broker: RunningBroker, seed: int, shape: Shape, folder: Path) -> O
         fleet.stop()
         if outcome.failure is None:
             outcome.verdict = (
-                product.judge() if product else judge(round_, Input(round_).read(), fleet.data_dirs)
+                product.judge(fleet.data_dirs)
+                if product
+                else judge(round_, Input(round_).read(), fleet.data_dirs)
             )
     except Exception as error:
         outcome.failure = f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)!r}"
@@ -231,6 +236,8 @@ def _play(
     if fleet.catch_up():
         outcome.caught_up_s = time.monotonic() - began_s
         outcome.failure = "; ".join(faults.unclear) or None
+        if product and not product.finish_windows(fleet):
+            outcome.failure = "the second stage has not read all that it was told"
     else:
         outcome.failure = f"not caught up: committed {round_.committed()}, ends {round_.ends(round_.source)}"
 
@@ -255,13 +262,20 @@ def totals(outcomes: Sequence[Outcome]) -> str:
         "alerts",
         "repeats",
     )
-    names += ("mismatching_rows", "mismatching_positions", "mismatching_local", "hanging")
+    names += (
+        "mismatching_rows",
+        "mismatching_groups",
+        "mismatching_positions",
+        "mismatching_local",
+        "hanging",
+    )
     return json.dumps(
         {
             "rounds": len(outcomes),
             "clean": sum(outcome.clean for outcome in outcomes),
             "faults": sum(outcome.kinds().total() for outcome in outcomes),
             **{name: sum(getattr(verdict, name) for verdict in verdicts) for name in names},
+            "alert_kinds": dict(sum((Counter(verdict.alert_kinds) for verdict in verdicts), Counter())),
             "failover_p50_s": at(0.5),
             "failover_p95_s": at(0.95),
             "failovers": len(failovers_s),

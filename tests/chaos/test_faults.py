@@ -13,8 +13,9 @@ from confluent_kafka import Consumer, TopicPartition
 
 from stream.broker import Broker
 from tests.chaos.conftest import SESSION_TIMEOUT_S, Scene
-from tests.chaos.oracle import Verdict, read_committed
-from tests.chaos.worker import BATCH_STEPS, INJECTED_EXIT, OPENING_STEPS, STEPS
+from tests.chaos.oracle import read_committed
+from tests.chaos.traps import BATCH_STEPS, INJECTED_EXIT, OPENING_STEPS, STEPS
+from tests.chaos.verdict import Verdict
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 

@@ -17,7 +17,8 @@ import pytest
 
 from tests.chaos import cluster, oracle
 from tests.chaos.conftest import Scene
-from tests.chaos.oracle import Verdict, judge
+from tests.chaos.oracle import judge
+from tests.chaos.verdict import Verdict
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 

@@ -16,8 +16,8 @@ import pytest
 
 from stream.broker import Broker
 from tests.chaos.conftest import Scene
-from tests.chaos.oracle import Verdict
 from tests.chaos.test_planted_bugs import ROUNDS, caught, judged_as_it_stands
+from tests.chaos.verdict import Verdict
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 

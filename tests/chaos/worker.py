@@ -14,14 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import random
-import signal
 import struct
 import sys
-import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -31,67 +26,18 @@ import faust
 from faust.app.base import BootStrategy
 
 from stream.broker.topics import describe
-from stream.engine import requirements, service, store
-from stream.engine.kafka_log import KafkaLog, TopicSet
+from stream.engine import requirements, service
+from stream.engine.kafka_log import TopicSet
 from stream.engine.service import Engine, EngineMetrics, Plan
 from stream.engine.store import Store
 from stream.logs import configure_logs
 from stream.settings import Settings, load_settings
-from stream.stage import Message, Rendered, Row
+from stream.stage import Message, Rendered
+from tests.chaos.traps import ProbedLog, ShiftedClock, add_switches, end_with_parent, say, set_traps
 
-INJECTED_EXIT = 9
 ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
 RING = struct.Struct("<16q")  # the newest sequences of a user
 PADDING = bytes(40)  # a row of about 200 bytes: enough to fill segments, so that compaction has work
-
-OPENING_STEPS = (
-    *("fenced", "cleansed", "settled", "committed offset", "restoring", "restored", "verified", "opened"),
-    "closing",
-)
-BATCH_STEPS = ("scored", "outputs sent", "before commit", "committed", "applied")
-STEPS = OPENING_STEPS + BATCH_STEPS
-SEAMS = ("torn", "between transactions")  # which only planted bugs have
-STOP_INSIDE = signal.SIGRTMIN  # stop yourself in the next open transaction
-
-
-def say(event: str, **values: Any) -> None:
-    """One flushed line for whoever reads this worker's log."""
-    os.write(2, (json.dumps({"event": event, **values, "at_s": round(time.time(), 3)}) + "\n").encode())
-
-
-@dataclass
-class Trap:
-    """Ends or stops this process at a step.
-
-    Args:
-        step: its name, or ``any``.
-        skip: how often the step passes first.
-        probability: of each later passing; a step of the opening, which is rare, counts ten times.
-    """
-
-    action: str
-    step: str
-    skip: int
-    probability: float
-    chance: random.Random
-    sprung: bool = False
-
-    def __call__(self, step: str) -> None:
-        if self.sprung or self.step not in {step, "any"}:
-            return
-        if self.skip > 0:
-            self.skip -= 1
-            return
-        weight = 10 if self.step == "any" and step in OPENING_STEPS else 1
-        if self.chance.random() >= self.probability * weight:
-            return
-        self.sprung = True
-        if self.action == "exit":
-            say("injected exit", step=step)
-            os._exit(INJECTED_EXIT)
-        say("injected stop", step=step)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        say("continued", step=step)
 
 
 def sequence_of(value: bytes) -> int | None:
@@ -175,28 +121,6 @@ class CountingWork:
         pass
 
 
-class ProbedLog(KafkaLog):
-    """The product's log, with two more places to fail, both inside an open transaction."""
-
-    probe: Any = staticmethod(lambda step: None)
-    _has_committed = False
-
-    async def commit(
-        self, messages: Mapping[str, Iterable[Message]], rows: list[Row], next_offset: int
-    ) -> int:
-        position = await super().commit(messages, rows, next_offset)
-        if not self._has_committed:
-            self._has_committed = True
-            say("first commit", partition=self._number)
-        return position
-
-    async def on_the_way(self) -> None:
-        self.probe("outputs sent")
-
-    async def before_commit(self) -> None:
-        self.probe("before commit")
-
-
 class SaidMetrics(EngineMetrics):
     """The counter that excuses a repeat, as a line in the log."""
 
@@ -206,20 +130,6 @@ class SaidMetrics(EngineMetrics):
     def position_mismatch(self) -> None:
         self.mismatches += 1
         say("foreclick_position_mismatch_total", value=self.mismatches)
-
-
-class ShiftedClock:
-    """The wall clock, ahead or behind by as many ms as a file says; the file may change at any time."""
-
-    def __init__(self, file: Path):
-        self._file = file
-
-    def __call__(self) -> int:
-        try:
-            ahead_ms = int(self._file.read_text())
-        except (OSError, ValueError):  # none, or just being written
-            ahead_ms = 0
-        return int(time.time() * 1000) + ahead_ms
 
 
 class Boot(BootStrategy):  # type: ignore[misc]
@@ -265,16 +175,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--on-position-mismatch", default="open")
     parser.add_argument("--sleep-ms", type=float, default=5)
     parser.add_argument("--batch", type=int, default=4096, help="events in a micro-batch at most")
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--clock", type=Path, default=Path(os.devnull), help="holds the ms that it is ahead")
-    parser.add_argument("--write-buffer-bytes", type=int, default=store.WRITE_BUFFER_BYTES)
-    parser.add_argument("--exit-at", choices=(*STEPS, *SEAMS, "any"))
-    parser.add_argument("--exit-after", type=int, default=0, help="how often the step passes first")
-    parser.add_argument("--exit-probability", type=float, default=1.0)
-    parser.add_argument("--stop-at", choices=(*STEPS, "any"), help="SIGSTOP to itself, once")
-    parser.add_argument("--stop-after", type=int, default=0)
-    parser.add_argument("--stop-probability", type=float, default=1.0)
-    parser.add_argument("--planted", help="a bug of tests/chaos/planted.py")
+    add_switches(parser)
     return parser.parse_args(arguments)
 
 
@@ -282,7 +183,6 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
     """The app of one worker, composed as stream/app.py does it."""
     requirements.check()
     configure_logs("json", "info")
-    store.WRITE_BUFFER_BYTES = options.write_buffer_bytes
     settings = load_settings(
         {},
         app_id=options.app_id,
@@ -294,27 +194,7 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
         on_position_mismatch=options.on_position_mismatch,
     )
     settings.data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes only the last folder of a path
-    chance = random.Random(options.seed)
-    traps = [
-        Trap(action, step, skip, probability, chance)
-        for action, step, skip, probability in (
-            ("exit", options.exit_at, options.exit_after, options.exit_probability),
-            ("stop", options.stop_at, options.stop_after, options.stop_probability),
-        )
-        if step is not None
-    ]
-
-    def arm(*_: Any) -> None:
-        traps.append(Trap("stop", "before commit", skip=0, probability=1.0, chance=chance))
-
-    signal.signal(STOP_INSIDE, arm)
-
-    def probe(step: str) -> None:
-        if step == "opened":
-            say("opened")
-        for trap in list(traps):
-            trap(step)
-
+    probe = set_traps(options)
     work_class: type[CountingWork] = CountingWork
 
     async def prepare() -> Plan:
@@ -351,22 +231,13 @@ def create_app(options: argparse.Namespace) -> ChaosApp:
         bug = plant(options.planted)
         log_class, engine.partition_class, work_class = bug.log, bug.partition, bug.work
         service.Store = bug.store  # type: ignore[misc]
-    log_class.probe = staticmethod(probe)
     engine.log_class = log_class
     return app
 
 
-def end_with_parent() -> None:
-    """Nobody is left behind when the test or the rounds are killed."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(INJECTED_EXIT)
-
-
 def main() -> None:
     """Run the worker as `faust -A ... worker` would."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     app = create_app(parse(sys.argv[1:]))
     sys.argv = [sys.argv[0], "worker", "-l", "error", "--without-web"]
     app.main()

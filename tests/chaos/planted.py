@@ -124,11 +124,12 @@ class EagerApplyPartition(Partition):
 class LosingPartition(Partition):
     """The records of every twentieth chunk vanish while its range stays: the chain of positions is whole."""
 
+    every = 20
     _chunks = 0
 
     def put(self, chunk: Chunk) -> None:
         self._chunks += 1
-        if self._chunks % 20 == 0:
+        if self._chunks % self.every == 0:
             say("chunk emptied", partition=self.number, records=len(chunk.records))
             chunk = Chunk([], chunk.start, chunk.end)
         super().put(chunk)

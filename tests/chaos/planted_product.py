@@ -29,8 +29,14 @@ def alerts_after_rows() -> None:
 
 
 def told_and_lost() -> None:
-    """The records of every twentieth chunk of groups vanish while its range stays."""
-    _groups(partition_class=LosingPartition)
+    """The records of every second chunk of groups, which are few and large, vanish while its range stays."""
+
+    class Losing(LosingPartition):
+        """More often than a stage of many small chunks."""
+
+        every = 2
+
+    _groups(partition_class=Losing)
 
 
 def said_again() -> None:

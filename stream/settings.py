@@ -167,7 +167,9 @@ class Groups(_Group):
     """The second stage: what several users have in common, and the detectors of coordination over it."""
 
     enabled: bool = Field(True, description="clicks write group records, and a second stage reads them")
-    kinds: str = Field("shop,item,device,user", description="types of groups, comma separated")
+    kinds: str = Field(
+        "shop,item,user", description="types of groups, comma separated; device costs a record and a row an order"
+    )
     partitions: int = Field(
         2, ge=1, le=1024, description="each takes part in most transactions of clicks: few cost less"
     )

@@ -48,7 +48,7 @@ class Ran(NamedTuple):
 
 
 def with_shops(records: Iterator[Pair]) -> Iterator[Pair]:
-    """Each event names the shop of its item and a device of its user, so all kinds of groups have work."""
+    """Each event names the shop of its item and a device of its user, as a shop's own events do."""
     item = re.compile(rb'"item_id":"i(\d+)"')
     for key, value in records:
         found = item.search(value)

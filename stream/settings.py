@@ -168,7 +168,8 @@ class Groups(_Group):
 
     enabled: bool = Field(True, description="clicks write group records, and a second stage reads them")
     kinds: str = Field(
-        "shop,item,user", description="types of groups, comma separated; device costs a record and a row an order"
+        "shop,item,user",
+        description="types of groups, comma separated; device costs a record and a row an order",
     )
     partitions: int = Field(
         2, ge=1, le=1024, description="each takes part in most transactions of clicks: few cost less"

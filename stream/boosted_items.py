@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from models.fraud.crowds import excess_nats
-from models.fraud.fusion import scores_of
-from stream.alerts import Alert, severity_of
-from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent
+from stream.alerts import Alert
+from stream.crowd_alerts import crowd_alert
+from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent, Partner
 from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "BoostedItems"]
@@ -146,39 +145,24 @@ class BoostedItems:
         nats = excess_nats(len(visits), expected)
         if nats < self.least_nats:
             return []
-        score = round(float(scores_of(np.array(nats))), 6)
-        members = sorted(visits)
-        text = f"{len(members)} users came back to it again and again within a week, where {expected:.1f} are usual"
+        did = [
+            Partner(user, visit.event_time_ms, visit.partition, visit.offset)
+            for user, visit in sorted(visits.items())
+        ]
+        text = (
+            f"{len(did)} users came back to it again and again within a week, where {expected:.1f} are usual"
+        )
         return [
-            Alert(
-                id=f"{KIND}/{group.type}/{group.id}/{self.topic}/{event.partition}/{event.offset}",
-                kind=KIND,
-                subject_type=group.type,
-                subject=group.id,
-                score=score,
-                severity=severity_of(score),
+            crowd_alert(
+                KIND,
+                group,
+                self.topic,
+                (event.partition, event.offset),
                 event_time_ms=known.latest_ms,
-                reasons=[
-                    {
-                        "code": "insistence",
-                        "text": text,
-                        "nats": round(nats, 3),
-                        "expected": round(expected, 3),
-                    }
-                ],
-                evidence=[
-                    {
-                        "user_id": user,
-                        "event_time_ms": visits[user].event_time_ms,
-                        "source": {
-                            "topic": self.topic,
-                            "partition": visits[user].partition,
-                            "offset": visits[user].offset,
-                        },
-                    }
-                    for user in members
-                ],
-                members=members,
+                reason=("insistence", text),
+                nats=nats,
+                expected=expected,
+                did=did,
                 approximate=known.approximate,
             )
         ]

@@ -22,10 +22,9 @@ from math import log
 from typing import Final, NamedTuple, cast
 
 import msgspec
-import numpy as np
 
-from models.fraud.fusion import scores_of
 from stream.alerts import Alert, severity_of
+from stream.crowd_alerts import evidence_entry, score_of
 from stream.group_detectors import MAX_ROW_BYTES, MEETINGS, USER, Fold, Group, GroupEvent, Meeting, Partner
 from stream.packed_rows import PackedRows
 
@@ -170,20 +169,17 @@ class BuyerRings:
         nats = sum((each.occasions - 1) * log(self.buyers / min(each.crowd, self.buyers)) for each in kept)
         if nats < self.least_nats:
             return None
-        score = round(float(scores_of(np.array(nats))), 6)
+        score = score_of(nats)
         most = max(each.occasions for each in kept)
         text = f"ordered within two hours of the same {len(kept)} others, on up to {most} occasions in four weeks"
-        mine = [
-            met
-            for met in known.met
-            if any(each.user_id in {k.user_id for k in kept} for each in met.partners)
-        ]
+        again = {each.user_id for each in kept}
+        mine = [met for met in known.met if any(each.user_id in again for each in met.partners)]
         shown = [
-            *((event.user_id, met.event_time_ms, met.partition, met.offset) for met in mine[-_SHOWN // 2 :]),
             *(
-                (each.user_id, each.last.event_time_ms, each.last.partition, each.last.offset)
-                for each in kept
+                Partner(event.user_id, met.event_time_ms, met.partition, met.offset)
+                for met in mine[-_SHOWN // 2 :]
             ),
+            *(each.last for each in kept),
         ]
         return Alert(
             id=f"{KIND}/{USER}/{event.user_id}/{self.topic}/{event.partition}/{event.offset}/{event.item_id}",
@@ -194,14 +190,7 @@ class BuyerRings:
             severity=severity_of(score),
             event_time_ms=known.met[-1].event_time_ms,
             reasons=[{"code": "ordered_together", "text": text, "nats": round(nats, 3)}],
-            evidence=[
-                {
-                    "user_id": user,
-                    "event_time_ms": at_ms,
-                    "source": {"topic": self.topic, "partition": partition, "offset": offset},
-                }
-                for user, at_ms, partition, offset in dict.fromkeys(shown)
-            ][:_SHOWN],
+            evidence=[evidence_entry(self.topic, each) for each in dict.fromkeys(shown)][:_SHOWN],
             members=sorted({event.user_id, *(each.user_id for each in kept)}),
             approximate=known.approximate,
         )

@@ -24,11 +24,10 @@ from typing import Final
 from zlib import crc32
 
 import msgspec
-import numpy as np
 
 from models.fraud.crowds import excess_nats
-from models.fraud.fusion import scores_of
-from stream.alerts import Alert, severity_of
+from stream.alerts import Alert
+from stream.crowd_alerts import crowd_alert
 from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent, Meeting, Partner
 from stream.packed_rows import PackedRows
 
@@ -150,7 +149,7 @@ class ItemFarms:
 
     def erase(self, row: bytes, users: Collection[str]) -> bytes:
         """The row without these users: neither their ids nor their orders."""
-        known = _Row() if row is None else _ROWS.read(row)
+        known = _ROWS.read(row)
         for user in users:
             if known.buyers.pop(user, None) is not None:
                 known.buyer_bytes -= _cost(user)
@@ -203,38 +202,18 @@ class ItemFarms:
         nats = excess_nats(repeats, expected)
         if nats < self.least_nats:
             return []
-        score = round(float(scores_of(np.array(nats))), 6)
         text = f"{len(members)} users repeated their order {repeats} times, where {expected:.1f} are usual at most"
         return [
-            Alert(
-                id=f"{KIND}/{group.type}/{group.id}/{self.topic}/{order.partition}/{order.offset}",
-                kind=KIND,
-                subject_type=group.type,
-                subject=group.id,
-                score=score,
-                severity=severity_of(score),
-                event_time_ms=order.event_time_ms,
-                reasons=[
-                    {
-                        "code": "repeated_orders",
-                        "text": text,
-                        "nats": round(nats, 3),
-                        "expected": round(expected, 3),
-                    }
-                ],
-                evidence=[
-                    {
-                        "user_id": user,
-                        "event_time_ms": buyers[user].times_ms[-1],
-                        "source": {
-                            "topic": self.topic,
-                            "partition": buyers[user].partition,
-                            "offset": buyers[user].offset,
-                        },
-                    }
-                    for user in members
-                ],
-                members=members,
+            crowd_alert(
+                KIND,
+                group,
+                self.topic,
+                (order.partition, order.offset),
+                event_time_ms=now_ms,
+                reason=("repeated_orders", text),
+                nats=nats,
+                expected=expected,
+                did=[_partner(user, buyers[user]) for user in members],
                 approximate=known.approximate,
             )
         ]
@@ -247,11 +226,16 @@ def _met(group: Group, known: _Row, order: _Order) -> list[Meeting]:
         if order.event_time_ms - there.times_ms[-1] > _TOGETHER_MS or len(partners) > _FEW:
             break
         if user != order.user_id:
-            partners.append(Partner(user, there.times_ms[-1], there.partition, there.offset))
+            partners.append(_partner(user, there))
     if not 0 < len(partners) <= _FEW:
         return []
     at = order.event_time_ms, order.user_id, "met", order.partition, order.offset
     return [Meeting(*at, item_id=group.id, partners=partners)]
+
+
+def _partner(user: str, there: _Buyer) -> Partner:
+    """The buyer's last order."""
+    return Partner(user, there.times_ms[-1], there.partition, there.offset)
 
 
 def _cost(user: str) -> int:

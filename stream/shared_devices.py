@@ -22,12 +22,11 @@ from ipaddress import ip_address
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from models.fraud.crowds import excess_nats
-from models.fraud.fusion import scores_of
-from stream.alerts import Alert, severity_of
-from stream.group_detectors import DEVICE, MAX_ROW_BYTES, Fold, Group, GroupEvent
+from stream.alerts import Alert
+from stream.crowd_alerts import crowd_alert
+from stream.group_detectors import DEVICE, MAX_ROW_BYTES, Fold, Group, GroupEvent, Partner
 from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "SharedDevices"]
@@ -144,50 +143,32 @@ class SharedDevices:
         shared = {what: there for what, there in buyers.items() if len(there) > 1}
         if (event.item_id or event.shop_id) not in shared or len(shared) < least_items:
             return []
-        evidence = {order.user_id: order for there in shared.values() for order in there}
-        if len(evidence) < _AT_LEAST or len({order.user_id for order in known.orders}) > _MOST:
+        last = {order.user_id: order for there in shared.values() for order in there}
+        if len(last) < _AT_LEAST or len({order.user_id for order in known.orders}) > _MOST:
             return []
         coincidences = sum(map(len, shared.values())) - len(shared)
         expected = self.usual + self.usual_share * len(known.orders)
         nats = excess_nats(coincidences, expected)
         if nats < self.least_nats:
             return []
-        score = round(float(scores_of(np.array(nats))), 6)
-        members = sorted(evidence)
         text = (
-            f"{len(members)} of its accounts ordered what another had ordered there, {coincidences} times in a week, "
+            f"{len(last)} of its accounts ordered what another had ordered there, {coincidences} times in a week, "
             f"where {expected:.1f} are usual"
         )
         return [
-            Alert(
-                id=f"{KIND}/{group.type}/{group.id}/{self.topic}/{event.partition}/{event.offset}",
-                kind=KIND,
-                subject_type=group.type,
-                subject=group.id,
-                score=score,
-                severity=severity_of(score),
+            crowd_alert(
+                KIND,
+                group,
+                self.topic,
+                (event.partition, event.offset),
                 event_time_ms=known.latest_ms,
-                reasons=[
-                    {
-                        "code": "same_orders",
-                        "text": text,
-                        "nats": round(nats, 3),
-                        "expected": round(expected, 3),
-                    }
+                reason=("same_orders", text),
+                nats=nats,
+                expected=expected,
+                did=[
+                    Partner(user, order.event_time_ms, order.partition, order.offset)
+                    for user, order in sorted(last.items())
                 ],
-                evidence=[
-                    {
-                        "user_id": user,
-                        "event_time_ms": evidence[user].event_time_ms,
-                        "source": {
-                            "topic": self.topic,
-                            "partition": evidence[user].partition,
-                            "offset": evidence[user].offset,
-                        },
-                    }
-                    for user in members
-                ],
-                members=members,
                 approximate=known.approximate,
             )
         ]

@@ -45,6 +45,7 @@ PURE = [
     Path("stream/engagements.py"),
     Path("stream/item_farms.py"),
     Path("stream/boosted_items.py"),
+    Path("stream/crowd_alerts.py"),
     Path("stream/shared_devices.py"),
     Path("stream/buyer_rings.py"),
     Path("stream/insistence.py"),

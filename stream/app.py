@@ -122,6 +122,9 @@ class Clicks:
 
         def make_work(partition: int, store: Store) -> Work[Any]:
             remembered = chain(store.reserved(NAME_KEY), store.reserved(MODEL_KEY))
+            mark = store.mark()
+            watermark_ms = 0 if mark is None else mark.watermark_ms
+            timers = PartitionTimers(store, watermark_ms, store.said_before())
             work = clicks_work(
                 settings,
                 topic=topics.source,
@@ -129,7 +132,7 @@ class Clicks:
                 partition=partition,
                 score=score,
                 names=PartitionNames(remembered),
-                timers=PartitionTimers(store, store.watermark_ms()) if settings.churn.alerts else None,
+                timers=timers if settings.churn.alerts else None,
                 adapt=adapt,
                 observe=self.metrics.committed,
                 groups=group_records(settings, group_partitions),
@@ -197,7 +200,8 @@ class Clicks:
         for part in self.engine.open_partitions():
             raw = part.store.get([key])[0] if part.store.is_open else None
             if raw is not None:
-                return {"user_id": user, "partition": part.number, "bytes": len(raw), **read(raw)}
+                found = read(raw, part.store.said_before().ends_ms(key))
+                return {"user_id": user, "partition": part.number, "bytes": len(raw), **found}
         return None
 
     def stats(self) -> dict[str, Any]:

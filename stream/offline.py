@@ -111,7 +111,7 @@ def score_batches(
                 rows.pop(key, None)
             else:
                 rows[key] = row
-        work.pass_time(rendered.watermark_ms)
+        work.pass_time(rendered.watermark_ms, rendered.said_before)
         yield rendered
 
 

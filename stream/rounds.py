@@ -26,7 +26,7 @@ from stream.rows import RowLayout, fingerprint_of
 from stream.scoring import ClicksRequest
 from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
 from stream.silence_fold import Found, Part, fold_silences
-from stream.stage import Message, Rendered, Row
+from stream.stage import Message, Moment, Rendered, Row
 from stream.user_news import UserLevels, UserNews
 from stream.user_vectors import UserVectors
 
@@ -276,7 +276,7 @@ class ClicksRounds:
     def render(self, folded: FoldedRound, scores: Any) -> list[Rendered]:
         """Rows, predictions and dead letters of each request."""
         applied, columns = folded.folded.applied, folded.folded.columns
-        alerts, missed = self._alerts(folded, scores)
+        alerts, missed, said_before = self._alerts(folded, scores)
         touched = np.union1d(columns["row"], missed)
         folded.rows["state"] = scores.state
         folded.rows["fingerprint"][touched] = folded.model.fingerprint
@@ -327,6 +327,7 @@ class ClicksRounds:
                     outcome=folded.folded.outcome[mine],
                     late_applied=folded.folded.late_applied[mine],
                     watermark_ms=max(int(times.max()) if len(times) else 0, request.watermark_ms),
+                    said_before=said_before[number],
                     unknown_actions=len(self._codes.unknown_actions),
                 )
             )
@@ -339,14 +340,22 @@ class ClicksRounds:
         columns, last_ms = folded.folded.columns, folded.folded.last_ms
         return self._levels.news(columns, last_ms, scores, folded.model.served.artefact.purchase_code)
 
-    def _alerts(self, folded: FoldedRound, scores: Any) -> tuple[list[list[tuple[str, Message]]], np.ndarray]:
-        """Kind and message of what each request says of silences, and the rows without events that this changed."""
+    def _alerts(
+        self, folded: FoldedRound, scores: Any
+    ) -> tuple[list[list[tuple[str, Message]]], np.ndarray, Sequence[Moment | None]]:
+        """What is said of silences.
+
+        Returns:
+            Kind and message of all that each request says; the rows without events that this changed; and the moment
+            before which each has said all timers.
+        """
         renderer = folded.model.alerts
         columns = folded.folded.columns
         if renderer is None:
             for name in ("silence_s", "return_millionths", "said"):
                 folded.rows[name][columns["row"]] = 0
-            return [[] for _ in folded.requests], np.zeros(0, np.int64)
+            nothing = [None] * len(folded.requests)
+            return [[] for _ in folded.requests], np.zeros(0, np.int64), nothing
         applied = folded.folded.applied
         applied_ends = np.searchsorted(applied, folded.event_ends).tolist()
         parts: list[Part] = []
@@ -361,11 +370,22 @@ class ClicksRounds:
                 records = np.asarray(decoded.event_records)[applied[start:end] - event_start]
                 ended = {slot: int(np.searchsorted(records, index)) for slot, index in decoded.ended.items()}
             rows, events = slice(row_start, row_end), slice(start, end)
-            parts.append(Part(decoded.keys, rows, events, request.watermark_ms, ended))
+            parts.append(
+                Part(
+                    decoded.keys,
+                    rows,
+                    events,
+                    request.watermark_ms,
+                    ended,
+                    request.said_before,
+                    decoded.bound,
+                    decoded.waiting,
+                )
+            )
             row_start, event_start, start = row_end, event_end, end
 
         offset = folded.offsets()[applied]
-        said, missed = fold_silences(
+        said, missed, reached = fold_silences(
             folded.rows,
             folded.last_ms,
             folded.position,
@@ -375,10 +395,14 @@ class ClicksRounds:
             parts,
             _Silences(renderer, folded, scores),
         )
-        return [
-            list(zip([one.kind for one in some], renderer.messages(some, request.partition), strict=True))
-            for some, request in zip(said, folded.requests, strict=True)
-        ], missed
+        return (
+            [
+                list(zip([one.kind for one in some], renderer.messages(some, request.partition), strict=True))
+                for some, request in zip(said, folded.requests, strict=True)
+            ],
+            missed,
+            reached,
+        )
 
     def _vectors(self, folded: FoldedRound, scores: Any, lasts: np.ndarray) -> Sequence[Message]:
         """The vector of each user after the last of the applied events, in the order of these."""

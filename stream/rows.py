@@ -37,14 +37,17 @@ __all__ = [
     "SAID",
     "VERSION",
     "RowLayout",
+    "Waits",
     "fingerprint_of",
     "looked_at_ms",
+    "positions_of",
     "read",
-    "waited_until_ms",
+    "waits_of",
 ]
 
 VERSION: Final = 2
-#: Of ``said``: the silence that lasts now was said.
+#: Of ``said``: the silence that lasts now was said. Builds that had no moment in the source's mark (``stream.stage``)
+#: wrote it; it is still understood.
 SAID: Final = 1
 #: Of ``said``: ``silence_s`` is less than the silence that would be an alert; how long that is was not asked yet.
 LEAST: Final = 2
@@ -73,6 +76,7 @@ _ALERTS: Final = {
     ),
 }
 _SILENCE = np.dtype(list(_ALERTS[2]))
+_POSITION_AT = 6
 _LAST_MS_AT = 30
 
 
@@ -252,11 +256,25 @@ def looked_at_ms(last_ms: NDArray[np.int64], silence_s: NDArray[np.int64]) -> ND
     return np.asarray(over_ms - over_ms % quantum_ms, np.int64)
 
 
-def waited_until_ms(raws: Sequence[bytes | None]) -> NDArray[np.int64]:
-    """When each stored row is looked at for its silence, whatever its layout; 0 where nobody is waited for.
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What stored rows (B,) say of the silences that last now.
 
-    The moment at which the silence becomes an alert, or with ``LEAST`` that of ``looked_at_ms``.
+    Attributes:
+        until_ms: when each row is looked at: the moment at which the silence becomes an alert, or with ``LEAST`` that
+            of ``looked_at_ms``; 0 where nobody is waited for.
+        known: bool, whether that moment is the alert's.
+        silence_s, return_millionths: as in the row.
     """
+
+    until_ms: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    silence_s: NDArray[np.int64]
+    return_millionths: NDArray[np.int64]
+
+
+def waits_of(raws: Sequence[bytes | None]) -> Waits:
+    """Read the silences of stored rows, whatever their layouts; None is nobody."""
     # Of every row that is written, and of the one before it: three slices of each are all that is done one by one.
     blank = bytes(_SILENCE.itemsize + _LAST_MS_AT + 8)
     rows = [blank if raw is None else raw for raw in raws]
@@ -264,8 +282,20 @@ def waited_until_ms(raws: Sequence[bytes | None]) -> NDArray[np.int64]:
     last_ms = np.frombuffer(b"".join([row[_LAST_MS_AT : _LAST_MS_AT + 8] for row in rows]), "<i8")
     silence = np.frombuffer(b"".join([row[-_SILENCE.itemsize :] for row in rows]), _SILENCE)
     silence_s, said = silence["silence_s"].astype(np.int64), silence["said"]
-    at_ms = np.where(said & LEAST, looked_at_ms(last_ms, silence_s), last_ms + silence_s * 1000)
-    return np.where((version == VERSION) & (silence_s > 0) & ((said & SAID) == 0), at_ms, 0)
+    waited_for = (version == VERSION) & (silence_s > 0) & ((said & SAID) == 0)
+    least = (said & LEAST) > 0
+    at_ms = np.where(least, looked_at_ms(last_ms, silence_s), last_ms + silence_s * 1000)
+    return Waits(
+        np.where(waited_for, at_ms, 0),
+        waited_for & ~least,
+        silence_s,
+        silence["return_millionths"].astype(np.int64),
+    )
+
+
+def positions_of(raws: Sequence[bytes]) -> NDArray[np.int64]:
+    """The offset of the last applied event of each stored row."""
+    return np.frombuffer(b"".join([row[_POSITION_AT : _POSITION_AT + 8] for row in raws]), "<i8")
 
 
 @lru_cache(maxsize=64)
@@ -302,8 +332,11 @@ def _layout_of(raw: bytes) -> RowLayout:
     return layout
 
 
-def read(raw: bytes) -> dict[str, Any]:
+def read(raw: bytes, said_until_ms: int = 0) -> dict[str, Any]:
     """One row of any layout for a person's eyes, in plain Python values.
+
+    Args:
+        said_until_ms: all of this user's timers before it were said, see ``stream.stage.SourceMark``.
 
     Raises:
         DamagedRow: as `RowLayout.unpack`.
@@ -350,7 +383,7 @@ def read(raw: bytes) -> dict[str, Any]:
             for slot in range(layout.window - held, layout.window)
         ],
         "alerts": {
-            "said": bool(said & SAID),
+            "said": bool(said & SAID) or bool(silence_s and not said & LEAST and over_ms < said_until_ms),
             "deadline": _iso(over_ms) if silence_s and not said & LEAST else None,
             "not_before": _iso(over_ms) if silence_s and said & LEAST else None,
         },

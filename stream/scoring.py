@@ -19,8 +19,8 @@ from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
 from stream.group_records import GroupRecords
 from stream.partition_names import PartitionNames
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules
-from stream.silence import PartitionTimers
-from stream.stage import Message, Rendered, Row
+from stream.silence import PartitionTimers, Silences
+from stream.stage import FIRST_MOMENT, Message, Moment, Rendered, Row
 from stream.user_news import UserNews
 
 
@@ -31,6 +31,8 @@ class DecodedClicks:
     Attributes:
         ended: by slot, the index of the tombstone that ended that life.
         waited_for: how many of the last slots are there for their timers only.
+        waiting: users who are waited for and need no row; None for none.
+        bound: of timers, see ``stream.silence.Due``.
     """
 
     records: Sequence[Any]
@@ -45,6 +47,8 @@ class DecodedClicks:
     offsets: np.ndarray
     ended: dict[int, int] = field(default_factory=dict)
     waited_for: int = 0
+    waiting: Silences | None = None
+    bound: Moment | None = None
 
     def event_keys(self) -> list[bytes]:
         """The record key of each event."""
@@ -100,6 +104,11 @@ class ClicksRequest:
     def watermark_ms(self) -> int:
         """The highest event time before this micro-batch; 0 where nobody waits for it."""
         return 0 if self.work.timers is None else self.work.timers.watermark_ms
+
+    @property
+    def said_before(self) -> Moment:
+        """All timers before it were said."""
+        return FIRST_MOMENT if self.work.timers is None else self.work.timers.said_before
 
     def raws(self) -> list[bytes | None]:
         """The rows, without those of users who began anew after a tombstone."""
@@ -190,22 +199,30 @@ class ClicksWork:
 
     def _join_due(self, decoded: DecodedClicks, timers: PartitionTimers) -> None:
         latest_ms = max([event.event_time_ms for event in decoded.events], default=0)
-        due = timers.keys_before(latest_ms)
-        if not due:
+        due = timers.due_by(latest_ms)
+        if not due.looked_at and not len(due.silences):
             return
         fresh = set(decoded.fresh)
         first_life = {key for slot, key in enumerate(decoded.keys) if slot not in fresh}
-        waited_for = [key for key in due if key not in first_life]
         tombstones: dict[bytes, int] = {}
         if decoded.erased or fresh:
             for index, record in enumerate(decoded.records):
                 if record.value is None:
                     tombstones.setdefault(record.key, index)
-            for slot, key in enumerate(waited_for, len(decoded.keys)):
-                if key in tombstones:
-                    decoded.ended[slot] = tombstones[key]
+        # What a record here touches goes by its row; of all others the timer says enough.
+        alone = np.array(
+            [key not in first_life and key not in tombstones for key in due.silences.keys], np.bool_
+        )
+        waited_for = [key for key in due.looked_at if key not in first_life]
+        waited_for += [key for key in due.silences.keys if key in tombstones and key not in first_life]
+        for slot, key in enumerate(waited_for, len(decoded.keys)):
+            if key in tombstones:
+                decoded.ended[slot] = tombstones[key]
         decoded.keys += waited_for
         decoded.waited_for = len(waited_for)
+        decoded.bound = due.bound
+        if alone.any():
+            decoded.waiting = due.silences.where(alone)
 
     def _decoded(self, records: Sequence[Any]) -> DecodedClicks:
         keys = [record.key for record in records]
@@ -292,6 +309,7 @@ class ClicksWork:
         outcome: np.ndarray,
         late_applied: np.ndarray,
         watermark_ms: int,
+        said_before: Moment | None,
         unknown_actions: int,
     ) -> Rendered:
         """Put together what a micro-batch writes.
@@ -305,6 +323,7 @@ class ClicksWork:
             groups: records for the second stage, by output.
             outcome, late_applied: of each event, see ``stream.sessions.Folded``.
             watermark_ms: the highest event time that was applied, also before, 0 if none.
+            said_before: all timers before it are said, those of this micro-batch included; None without timers.
             unknown_actions: names of actions met so far that the model does not know.
         """
         kept: dict[bytes, bytes | None] = dict.fromkeys(decoded.erased)
@@ -336,7 +355,7 @@ class ClicksWork:
             unknown_fields=unknown_fields(decoded.records[-1].value or b"") if decoded.records else set(),
             timestamps_ms=np.array([record.timestamp for record in decoded.records], np.int64),
         )
-        return Rendered(messages, [*kept.items(), *names], watermark_ms, counts)
+        return Rendered(messages, [*kept.items(), *names], watermark_ms, counts, said_before)
 
     def _dead_letters(self, decoded: DecodedClicks, outcome: np.ndarray) -> list[tuple[str, Message]]:
         untimely = [
@@ -374,7 +393,7 @@ class ClicksWork:
     # ------------------------------------------------------------------ step 9
 
     def account(self, rendered: Rendered, received_s: float, committed_s: float) -> None:
-        self.pass_time(rendered.watermark_ms)
+        self.pass_time(rendered.watermark_ms, rendered.said_before)
         self._observe(rendered.counts, received_s, committed_s)
 
     # ------------------------------------------------------------------ time
@@ -383,10 +402,10 @@ class ClicksWork:
         """Whether a user waits to be missed; see ``stream.stage.Timed``."""
         return self.timers is not None and self.timers.due()
 
-    def pass_time(self, watermark_ms: int) -> None:
-        """Raise the watermark that silences are measured against."""
+    def pass_time(self, watermark_ms: int, said_before: Moment | None = None) -> None:
+        """Raise the watermark that silences are measured against, and the moment up to which they were said."""
         if self.timers is not None:
-            self.timers.pass_time(watermark_ms)
+            self.timers.pass_time(watermark_ms, said_before or self.timers.said_before)
 
 
 def _replayed(records: Sequence[Any]) -> np.ndarray:

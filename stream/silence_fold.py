@@ -11,6 +11,8 @@ applied events of R partitions, because nearly every event only moves its user's
   at once, else, later, of the row. When it is asked does not change what it is: the row's state vector says the same;
 - a user who is heard of late was not silent meanwhile: no timer runs out within half an hour of the watermark that
   stood when its event came, or every event of a delayed upload would be missed and welcomed;
+- timers are said in their order up to one moment a partition: the watermark, or less when too many are due at once. A
+  row whose deadline comes before it was said, so it need not be written for that;
 - only what is said is looked at one by one.
 """
 
@@ -25,7 +27,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from stream.rows import LEAST, SAID, looked_at_ms
-from stream.silence import EXPECTED, RETURNED, Said, Silence
+from stream.silence import EXPECTED, RETURNED, Said, Silence, Silences
+from stream.stage import FIRST_MOMENT, Moment
 
 __all__ = ["FIRST_SILENCE_MS", "Deadlines", "Part", "fold_silences"]
 
@@ -60,6 +63,9 @@ class Part:
         rows, events: where they begin and end among all rows and all applied events.
         watermark_ms: before the round.
         ended: by row, how many of the partition's applied events came before the tombstone that ended that life.
+        said_before: all timers before this moment were said before the round.
+        bound: no timer from this moment on is said in this round, unless an event or a tombstone ends its silence.
+        waiting: silences of users who have no row here.
     """
 
     keys: Sequence[bytes]
@@ -67,6 +73,9 @@ class Part:
     events: slice
     watermark_ms: int
     ended: dict[int, int] = field(default_factory=dict)
+    said_before: Moment = FIRST_MOMENT
+    bound: Moment | None = None
+    waiting: Silences | None = None
 
 
 def fold_silences(
@@ -78,7 +87,7 @@ def fold_silences(
     offset: np.ndarray,
     parts: Sequence[Part],
     deadlines: Deadlines,
-) -> tuple[list[list[Said]], np.ndarray]:
+) -> tuple[list[list[Said]], np.ndarray, list[Moment]]:
     """Apply the events to the silences of their users, and time to those of all rows.
 
     Args:
@@ -90,16 +99,23 @@ def fold_silences(
         deadlines: of this round's events and rows.
 
     Returns:
-        What each partition says, in the order of records and, at one record, of deadlines; and the rows without events
-        that changed, rising.
+        What each partition says, in the order of records and, at one record, of deadlines; the rows without events that
+        changed, rising; and the moment before which all timers of each partition are said now.
     """
     row, times_ms = columns["row"], columns["event_time_ms"]
     watermark_ms = np.empty(len(row), np.int64)  # with each event
-    until_ms = np.empty(len(rows), np.int64)  # the watermark at the end of each life
+    until_ms = np.empty(
+        len(rows), np.int64
+    )  # before it the silence of each row is over, or that of each life
+    told_ms = np.empty(len(rows), np.int64)  # before it that was said before the round
+    reached: list[Moment] = []
     for part in parts:
         mine = np.maximum.accumulate(np.maximum(times_ms[part.events], part.watermark_ms))
         watermark_ms[part.events] = mine
-        until_ms[part.rows] = mine[-1] if len(mine) else part.watermark_ms
+        end = Moment(int(mine[-1]) if len(mine) else part.watermark_ms)
+        reached.append(max(part.said_before, end if part.bound is None else min(end, part.bound)))
+        until_ms[part.rows] = _ends_ms(reached[-1], part.keys)
+        told_ms[part.rows] = _ends_ms(part.said_before, part.keys)
         for slot, count in part.ended.items():
             until_ms[part.rows.start + slot] = mine[count - 1] if count else part.watermark_ms
 
@@ -124,8 +140,9 @@ def fold_silences(
         found_s, rows["return_millionths"][asked] = deadlines.carried(asked)
         carried_s[asked] = rows["silence_s"][asked] = _lasting(found_s, carried_s[asked])
         rows["said"][asked] = 0
-    said_before = (carried_s > 0) & ((rows["said"] & SAID) > 0)
     carried_ms = last_ms + carried_s * 1000
+    told = ((rows["said"] & LEAST) == 0) & (carried_ms < told_ms)
+    said_before = (carried_s > 0) & (((rows["said"] & SAID) > 0) | told)
     # Of a silence that is only the least one the deadline is later still.
     runs_out = (carried_s > 0) & ~said_before & (carried_ms < carried_ends_ms)
 
@@ -149,29 +166,38 @@ def fold_silences(
     said: list[list[Said]] = [[] for _ in parts]
     over = np.flatnonzero(runs_out | (said_before & (first >= 0)))
     over_here = np.flatnonzero(runs_out_here)
-    if len(over) or len(over_here):
+    if len(over) or len(over_here) or any(part.waiting is not None for part in parts):
         # What a silence of either kind is: last time, offset, deadline, chance.
         of_rows = (last_ms, position, carried_ms, rows["return_millionths"])
         of_events = (after_ms, offset, deadline_ms, millionths)
         for number, part in enumerate(parts):
-            told = _Told(part, watermark_ms, times_ms, offset)
+            tells = _Told(part, watermark_ms, times_ms, offset)
             mine = over[_within(over, part.rows)]
-            told.over(mine, [column[mine] for column in of_rows], runs_out[mine], first[mine])
+            keys = [part.keys[slot] for slot in (mine - part.rows.start).tolist()]
+            tells.over(keys, [column[mine] for column in of_rows], runs_out[mine], first[mine])
             mine = over_here[_within(over_here, part.events)]
-            told.over(row[mine], [column[mine] for column in of_events], runs_out_here[mine], following[mine])
-            said[number] = told.in_order()
+            keys = [part.keys[slot] for slot in (row[mine] - part.rows.start).tolist()]
+            tells.over(keys, [column[mine] for column in of_events], runs_out_here[mine], following[mine])
+            if part.waiting is not None:
+                due = part.waiting.before(reached[number])
+                tells.over(due.keys, due.columns)
+            said[number] = tells.in_order()
 
     newest = row[last]
     rows["silence_s"][newest] = silence_s[last]
     rows["return_millionths"][newest] = millionths[last]
-    rows["said"][newest] = np.where(runs_out_here[last], SAID, np.where(is_least[last], LEAST, 0))
-    idle = runs_out & (first < 0)
-    rows["said"][idle] = SAID
-    idle[asked] |= first[asked] < 0
+    rows["said"][newest] = np.where(is_least[last], LEAST, 0)
+    changed = np.zeros(len(rows), np.bool_)
+    changed[asked] = first[asked] < 0
     for part in parts:
         for slot in part.ended:
-            idle[part.rows.start + slot] = False  # a tombstone follows
-    return said, np.flatnonzero(idle)
+            changed[part.rows.start + slot] = False  # a tombstone follows
+    return said, np.flatnonzero(changed), reached
+
+
+def _ends_ms(moment: Moment, keys: Sequence[bytes]) -> list[int] | int:
+    """``Moment.ends_ms`` of each key."""
+    return [moment.ends_ms(key) for key in keys] if moment.key else moment.time_ms
 
 
 def _lasting(found_s: np.ndarray, least_s: np.ndarray) -> np.ndarray:
@@ -192,15 +218,20 @@ class _Told:
         self._said: list[tuple[tuple[int, int, int, bytes], Said]] = []
 
     def over(
-        self, row: np.ndarray, silence: Sequence[np.ndarray], runs_out: np.ndarray, ended_by: np.ndarray
+        self,
+        keys: Sequence[bytes],
+        silence: Sequence[np.ndarray],
+        runs_out: np.ndarray | None = None,
+        ended_by: np.ndarray | None = None,
     ) -> None:
-        """Silences of rows that ran out here, or were ended here by an event, or both.
+        """Silences that ran out here, or were ended here by an event, or both.
 
         Args:
+            keys: the users'.
             silence: the columns of a ``Silence``.
-            ended_by: the event, -1 for none.
+            runs_out: None where all do.
+            ended_by: the event, -1 for none; None where none was.
         """
-        keys = [self._part.keys[slot] for slot in (row - self._part.rows.start).tolist()]
         columns = [column.tolist() for column in silence]
         silences = list(map(Silence._make, zip(*columns, strict=True)))
         _, offsets, deadlines_ms, _ = columns
@@ -208,7 +239,10 @@ class _Told:
         # A million may run out at once: a pair for each silence, of which those are taken that do.
         order = zip(place, repeat(0), deadlines_ms, keys)
         said = map(Said._make, zip(repeat(EXPECTED), keys, silences, deadlines_ms, offsets))
-        self._said += compress(zip(order, said, strict=True), runs_out.tolist())
+        told = zip(order, said, strict=True)
+        self._said += told if runs_out is None else compress(told, runs_out.tolist())
+        if ended_by is None:
+            return
         for at in np.flatnonzero(ended_by >= 0).tolist():
             event = int(ended_by[at])
             returned = Said(

@@ -17,7 +17,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from stream.errors import BrokenInvariant
 
@@ -26,26 +26,51 @@ SOURCE_KEY = b"\0src"
 FENCE_KEY = b"\0fence"
 
 _MARK = struct.Struct("<q16sq")
+_SAID_MS = struct.Struct("<q")
 
 D = TypeVar("D", bound="Decoded")
+
+
+class Moment(NamedTuple):
+    """A place in the order of timers, which is by time and at one time by key."""
+
+    time_ms: int = 0
+    key: bytes = b""
+
+    def ends_ms(self, key: bytes) -> int:
+        """Of a key: its timers of earlier times than this come before the moment."""
+        return self.time_ms + (key < self.key)
+
+
+#: No timer is earlier.
+FIRST_MOMENT: Final = Moment()
 
 
 class SourceMark(NamedTuple):
     """Value of ``\\0src``: where this partition's state stands in its source.
 
-    ``watermark_ms`` is the highest event time that was applied; timers are due against it.
+    ``watermark_ms`` is the highest event time that was applied; timers are due against it. All timers before
+    ``said_before`` were said: one moment for the whole partition, so that none of them has to rewrite its row.
     """
 
     next_offset: int
     topic_id: bytes
     watermark_ms: int
+    said_before: Moment = FIRST_MOMENT
 
     def encode(self) -> bytes:
-        return _MARK.pack(*self)
+        at_ms, key = self.said_before
+        return _MARK.pack(self.next_offset, self.topic_id, self.watermark_ms) + _SAID_MS.pack(at_ms) + key
 
     @classmethod
     def decode(cls, raw: bytes) -> SourceMark:
-        return cls(*_MARK.unpack(raw))
+        """Also of builds that noted in each row whether its timer was said, and no moment here."""
+        said, mark = raw[_MARK.size :], _MARK.unpack_from(raw)
+        if not said:
+            return cls(*mark)
+        next_offset, topic_id, watermark_ms = mark
+        said_before = Moment(_SAID_MS.unpack_from(said)[0], said[_SAID_MS.size :])
+        return cls(next_offset, topic_id, watermark_ms, said_before)
 
 
 class Record(Protocol):
@@ -79,12 +104,16 @@ class Decoded(Protocol):
 
 @dataclass(slots=True)
 class Rendered:
-    """What a micro-batch writes: messages by topic, last row of each key (None erases), and the watermark after it."""
+    """What a micro-batch writes: messages by topic, last row of each key (None erases), and where time stands after it.
+
+    ``said_before`` is None where the micro-batch says nothing of timers.
+    """
 
     messages: Mapping[str, Iterable[Message]]
     rows: list[Row]
     watermark_ms: int
     counts: Any = None
+    said_before: Moment | None = None
 
 
 class Work(Protocol[D]):
@@ -171,6 +200,7 @@ class Stage(Generic[D]):
     topic_id: bytes
     changelog_id: bytes
     watermark_ms: int = 0
+    said_before: Moment = FIRST_MOMENT
     probe: Probe = no_probe
     spent_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     preparing: bool = field(default=False, init=False)
@@ -220,7 +250,9 @@ class Stage(Generic[D]):
 
         # The position rides with the rows.
         self.watermark_ms = max(self.watermark_ms, rendered.watermark_ms)
-        rendered.rows.append((SOURCE_KEY, SourceMark(end, self.topic_id, self.watermark_ms).encode()))
+        self.said_before = max(self.said_before, rendered.said_before or self.said_before)
+        mark = SourceMark(end, self.topic_id, self.watermark_ms, self.said_before)
+        rendered.rows.append((SOURCE_KEY, mark.encode()))
 
         # Step 7: commit. Returns only when the broker has acknowledged the end of the transaction.
         position = await self.log.commit(rendered.messages, rendered.rows, end)

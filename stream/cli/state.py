@@ -48,6 +48,7 @@ def show(
     from stream.local_rows import LocalRows, partitions_on_disk
     from stream.rows import read
     from stream.settings import load_settings
+    from stream.stage import FIRST_MOMENT
 
     settings = load_settings(http__port=http_port, data_dir=data_dir)
     found = worker_says(settings, "/state/" + urllib.parse.quote(user, safe=""))
@@ -56,7 +57,9 @@ def show(
             rows = LocalRows(folder)
             raw = rows.get(user)
             if raw is not None:
-                found = {"user_id": user, "partition": rows.partition, "bytes": len(raw), **read(raw)}
+                said_before = rows.source.said_before if rows.source else FIRST_MOMENT
+                row = read(raw, said_before.ends_ms(user.encode()))
+                found = {"user_id": user, "partition": rows.partition, "bytes": len(raw), **row}
             rows.close()
         if found is None:
             raise StoreError(

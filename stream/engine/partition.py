@@ -179,25 +179,21 @@ class Partition:
         if wiped is not None:
             logger.warning("local rows wiped", partition=self.number, because=wiped)
 
-    def mark(self) -> SourceMark | None:
-        raw = self.store.source()
-        return None if raw is None else SourceMark.decode(raw)
-
     async def verify(self, committed: int | None) -> tuple[int, SourceMark | None]:
         """Where to open. State and position stand in one log, so ``\\0src`` is the truth and the group the check."""
-        mark = self.mark()
+        mark = self.store.mark()
         if self._contradict(mark, committed):
             await (
                 self.log.cleanse()
             )  # prove the fence again: a zombie may have committed between our two looks
             committed = await self.log.committed()
             await self.restore()
-            mark = self.mark()
+            mark = self.store.mark()
         if self._contradict(mark, committed):
             self.store.wipe()
             await self.restore()
             committed = await self.log.committed()
-            mark = self.mark()
+            mark = self.store.mark()
         if self._contradict(mark, committed):
             self._mismatch(mark, committed)
 

@@ -29,7 +29,7 @@ from stream.engine.store import MovedTimers, Store, lock_data_dir
 from stream.errors import BrokenInvariant, BrokerUnreachable
 from stream.idle_partitions import Heard, left_behind, silent
 from stream.settings import Settings
-from stream.stage import STEPS, Chunk, Probe, SourceMark, Stage, Work, no_probe
+from stream.stage import FIRST_MOMENT, STEPS, Chunk, Probe, SourceMark, Stage, Work, no_probe
 
 logger = structlog.get_logger("foreclick.engine")
 
@@ -234,6 +234,7 @@ class Engine(Service):
                 topic_id=self.topics.source_id,
                 changelog_id=self.topics.changelog_id,
                 watermark_ms=mark.watermark_ms if mark else 0,
+                said_before=mark.said_before if mark else FIRST_MOMENT,
                 probe=self._probe,
                 spent_s=self.spent_s,
             )

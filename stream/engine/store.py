@@ -16,6 +16,7 @@ import fcntl
 import os
 import shutil
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,8 +26,8 @@ import rocksdict
 import structlog
 
 from stream.errors import StoreError
-from stream.silence import TIMER_PREFIX
-from stream.stage import RESERVED, SOURCE_KEY, SourceMark
+from stream.silence import TIMER_PREFIX, Entry, said_end
+from stream.stage import FIRST_MOMENT, RESERVED, SOURCE_KEY, Moment, SourceMark
 
 logger = structlog.get_logger("foreclick.store")
 
@@ -35,9 +36,9 @@ CHANGELOG_KEY = b"\0log"  # topic id of that changelog
 WRITTEN_KEY = b"\0seen"  # wall clock of the last write, ms
 DAMAGED = "DAMAGED"  # a file beside RocksDB's own: what lies here cannot be read and is to be thrown away
 
-#: Of keys, with their rows before and after: the timers that leave the index, and those that enter it.
+#: Of keys, with their rows before and after: the timers that leave the index, and the entries that it gets.
 MovedTimers = Callable[
-    [Sequence[bytes], Sequence[bytes | None], Sequence[bytes | None]], tuple[list[bytes], list[bytes]]
+    [Sequence[bytes], Sequence[bytes | None], Sequence[bytes | None]], tuple[list[bytes], list[Entry]]
 ]
 
 _I64 = struct.Struct("<q")
@@ -64,14 +65,15 @@ class Store:
     def __init__(self, folder: Path, moved_timers: MovedTimers | None = None):
         self.folder = folder
         self._moved_timers = moved_timers
-        # No timer is earlier. Knowing that spares a scan over what was deleted; most micro-batches need none at all.
+        # No timer that is looked for is earlier. Most micro-batches need no scan at all, thanks to it.
         self._earliest = TIMER_PREFIX
+        self._found: list[bytes] = []  # by the last scan; what was said of them is tidied away
         self._db: rocksdict.Rdict | None = None
         self._unlogged = rocksdict.WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment]  # the stub is wrong
 
     def open(self) -> None:
-        self._earliest = TIMER_PREFIX
+        self._earliest, self._found = TIMER_PREFIX, []
         if (self.folder / DAMAGED).exists():
             self._throw_away("it was found to be damaged")
         options = rocksdict.Options(raw_mode=True)
@@ -165,6 +167,7 @@ class Store:
         put, delete = batch.put, batch.delete
         rows = list(rows)
         if self._moved_timers is not None:
+            self._tidy_timers(batch, rows)
             self._move_timers(self._moved_timers, batch, rows, before or {})
         for key, value in rows:
             if value is None:
@@ -196,13 +199,27 @@ class Store:
         out, into = moved_timers(keys, [before[key] for key in keys], list(newest.values()))
         for timer in out:
             batch.delete(timer)
-        for timer in into:
-            batch.put(timer, b"")
-        self._earliest = min([self._earliest, *into])
+        for timer, value in into:
+            batch.put(timer, value)
+        self._earliest = min([self._earliest, *(timer for timer, _ in into)])
 
-    def timers_before(self, end: bytes, most: int) -> list[bytes]:
-        """The earliest ``most`` timers below ``end``, in their order."""
-        found: list[bytes] = []
+    def _tidy_timers(self, batch: rocksdict.WriteBatch, rows: list[tuple[bytes, bytes | None]]) -> None:
+        """Timers that were said would be passed over anyway; a scan is spared their number."""
+        raw = next((row for key, row in rows if key == SOURCE_KEY), None)
+        if raw is None or not self._found:
+            return
+        end = said_end(SourceMark.decode(raw).said_before)
+        for timer in self._found[: bisect_left(self._found, end)]:
+            batch.delete(timer)
+        self._found = []
+
+    def timers_between(self, first: bytes, end: bytes, most: int) -> list[Entry]:
+        """The earliest ``most`` entries of the index from ``first`` on and below ``end``, in their order.
+
+        Timers below a ``first`` that was asked for are never asked for again.
+        """
+        found: list[Entry] = []
+        self._earliest = max(self._earliest, first)
         if self._moved_timers is None or end <= self._earliest:
             return found
         bound = end
@@ -211,9 +228,10 @@ class Store:
             if timer >= end or len(found) == most:
                 bound = timer  # any key is a bound, a row's own too
                 break
-            found.append(timer)
+            found.append((timer, entries.value()))
         # What was found stays in the index until it is applied.
-        self._earliest = found[0] if found else bound
+        self._earliest = found[0][0] if found else bound
+        self._found = [timer for timer, _ in found]
         return found
 
     def position(self) -> int | None:
@@ -228,17 +246,18 @@ class Store:
         raw = self._value(WRITTEN_KEY)
         return 0 if raw is None else _I64.unpack(raw)[0]
 
-    def source(self) -> bytes | None:
-        """Value of ``\\0src``: the next source offset as the last transaction wrote it."""
-        return self._value(SOURCE_KEY)
-
     def _value(self, key: bytes) -> bytes | None:
         return self.get([key])[0]
 
-    def watermark_ms(self) -> int:
-        """The highest event time in the source so far, as the last transaction wrote it; 0 for a new store."""
-        raw = self.source()
-        return 0 if raw is None else SourceMark.decode(raw).watermark_ms
+    def mark(self) -> SourceMark | None:
+        """Where the last transaction stood in the source; None for a new store."""
+        raw = self._value(SOURCE_KEY)
+        return None if raw is None else SourceMark.decode(raw)
+
+    def said_before(self) -> Moment:
+        """All timers before this moment were said."""
+        mark = self.mark()
+        return FIRST_MOMENT if mark is None else mark.said_before
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every user's row; reserved keys are left out."""

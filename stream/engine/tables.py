@@ -20,10 +20,10 @@ class StateTable(faust.Table):
     """A read-only view.
 
     Args:
-        read: from the stored bytes to what a reader sees.
+        read: from the stored bytes to what a reader sees, told until when that user's timers were said.
     """
 
-    def __init__(self, app: faust.App, engine: Engine, read: Callable[[bytes], Any], **options: Any):
+    def __init__(self, app: faust.App, engine: Engine, read: Callable[[bytes, int], Any], **options: Any):
         super().__init__(app, **options)
         self._engine = engine
         self._read = read
@@ -31,26 +31,27 @@ class StateTable(faust.Table):
     def _stores(self) -> Iterator[Store]:
         return (part.store for part in self._engine.open_partitions() if part.store.is_open)
 
-    def _raw(self, key: str) -> bytes | None:
+    def _row(self, key: str) -> tuple[bytes, int] | None:
+        """The stored bytes, and until when this user's timers were said."""
         encoded = key.encode()
         for store in self._stores():
             raw = store.get([encoded])[0]
             if raw is not None:
-                return raw
+                return raw, store.said_before().ends_ms(encoded)
         return None
 
     def __getitem__(self, key: str) -> Any:
-        raw = self._raw(key)
-        if raw is None:
+        row = self._row(key)
+        if row is None:
             raise KeyError(key)
-        return self._read(raw)
+        return self._read(*row)
 
     def get(self, key: str, default: Any = None) -> Any:
-        raw = self._raw(key)
-        return default if raw is None else self._read(raw)
+        row = self._row(key)
+        return default if row is None else self._read(*row)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._raw(key) is not None
+        return isinstance(key, str) and self._row(key) is not None
 
     def __len__(self) -> int:
         return sum(store.count() for store in self._stores())
@@ -64,8 +65,9 @@ class StateTable(faust.Table):
 
     def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
         for store in self._stores():
+            said_before = store.said_before()
             for key, raw in store.items():
-                yield key.decode(), self._read(raw)
+                yield key.decode(), self._read(raw, said_before.ends_ms(key))
 
     def values(self) -> Iterator[Any]:  # type: ignore[override]
         return (value for _, value in self.items())

@@ -8,6 +8,7 @@ can meet.
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -153,7 +154,10 @@ def bytes_of_index(folder: Path, silences_s: np.ndarray) -> int:
             timer_key(BEGAN_MS + silence_s * 1000, b"u%07d" % (start + number))
             for number, silence_s in enumerate(mine)
         ]
-        store.apply([(timer, b"") for timer in timers], start, CHANGELOG_ID, 0)
+        values = [
+            struct.pack("<IIq", silence_s, 400_000, start + number) for number, silence_s in enumerate(mine)
+        ]
+        store.apply(zip(timers, values, strict=True), start, CHANGELOG_ID, 0)
     store.close(tidy=True)
     return disk_bytes(folder)
 

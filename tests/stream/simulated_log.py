@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stream.errors import BrokenInvariant
-from stream.stage import FENCE_KEY, Message, Row
+from stream.stage import FENCE_KEY, Message, Row, SourceMark
 
 
 @dataclass
@@ -178,8 +178,9 @@ class SimulatedStore:
     def written_ms(self) -> int:
         return 0
 
-    def source(self) -> bytes | None:
-        return self.rows.get(b"\0src")
+    def mark(self) -> SourceMark | None:
+        raw = self.rows.get(b"\0src")
+        return None if raw is None else SourceMark.decode(raw)
 
     def count(self) -> int:
         return len(self.rows)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.errors import DamagedRow
-from stream.rows import ENTRY_BYTES, RING, VERSION, RowLayout, read, waited_until_ms
+from stream.rows import ENTRY_BYTES, RING, VERSION, RowLayout, read, waits_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / f"row_v{VERSION}.bin"
 DEFAULT = RowLayout(n_actions=11, state_width=128)
@@ -124,7 +124,7 @@ def test_rows_of_version_1_are_upgraded() -> None:
         assert upgraded[name][0].tobytes() == now[name][0].tobytes(), name
     assert not any(upgraded[name].any() for name in told)
     assert DEFAULT.pack(upgraded)[0][:6] == bytes([VERSION, 11, 32, 13, 128, 0])
-    assert waited_until_ms([raw]).tolist() == [0]
+    assert waits_of([raw]).until_ms.tolist() == [0]
     assert read(raw)["alerts"] == {"said": False, "deadline": None, "not_before": None}
 
 
@@ -306,4 +306,8 @@ def test_a_row_is_shown_in_plain_words() -> None:
         "deadline": "2017-11-25T19:08:37.000+00:00",
         "not_before": None,
     }
+    rows["said"] = 0
+    over_ms = 1_511_636_917_000
+    for until_ms, said in ((over_ms, False), (over_ms + 1, True)):
+        assert read(DEFAULT.pack(rows)[0], until_ms)["alerts"]["said"] is said
     assert read(DEFAULT.pack(DEFAULT.blank(1))[0])["last_event"] is None

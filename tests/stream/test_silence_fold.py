@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.rows import LEAST, SAID, looked_at_ms
-from stream.silence import EXPECTED, Said
+from stream.silence import EXPECTED, RETURNED, Said, Silences
 from stream.silence_fold import Part, fold_silences
+from stream.stage import Moment
 from tests.stream.silence_reference import Reference
 
 ROW = np.dtype(
@@ -65,12 +66,53 @@ class Told:
 
 
 class Partition:
-    """Rows in memory; every user joins every micro-batch, as if all timers might be due."""
+    """Rows in memory; every user joins every micro-batch, as if all timers might be due.
 
-    def __init__(self, silence_s: dict[int, int], share: float) -> None:
+    Args:
+        most: of the timers that are due only so many may be said in one micro-batch; None for all.
+        alone: users of whom no record comes join without their rows when their deadlines are known.
+    """
+
+    def __init__(
+        self, silence_s: dict[int, int], share: float, most: int | None = None, alone: bool = False
+    ) -> None:
         self.rows: dict[bytes, np.ndarray] = {}
         self.watermark_ms = 0
-        self._silence_s, self._share = silence_s, share
+        self.said_before = Moment()
+        self._silence_s, self._share, self._most, self._alone = silence_s, share, most, alone
+
+    def timers(self) -> list[tuple[Moment, bool]]:
+        """What waits, in its order, and whether the deadline is known."""
+        found = []
+        for key, row in self.rows.items():
+            last_ms, silence_s = int(row["last_ms"]), int(row["silence_s"])
+            least = bool(row["said"] & LEAST)
+            at_ms = last_ms + 1000 * silence_s
+            if least:
+                at_ms = int(looked_at_ms(np.array([last_ms]), np.array([silence_s]))[0])
+            if silence_s and Moment(at_ms, key) >= self.said_before:
+                found.append((Moment(at_ms, key), not least))
+        return sorted(found)
+
+    def due(self) -> bool:
+        return any(moment < Moment(self.watermark_ms) for moment, _ in self.timers())
+
+    def bound(self) -> Moment | None:
+        waiting = self.timers()
+        if self._most is None or len(waiting) < self._most:
+            return None
+        at_ms, key = waiting[self._most - 1][0]
+        return Moment(at_ms, key + b"\0")
+
+    def silences(self, keys: list[bytes]) -> Silences | None:
+        """Of users who have no slot."""
+        chosen = [moment.key for moment, known in self.timers() if known and moment.key not in keys]
+        if not chosen:
+            return None
+        rows = np.array([self.rows[key] for key in chosen], ROW)
+        deadline_ms = rows["last_ms"] + 1000 * rows["silence_s"].astype(np.int64)
+        millionths = rows["return_millionths"].astype(np.int64)
+        return Silences(chosen, rows["last_ms"], rows["position"], deadline_ms, millionths)
 
     def waited_for(self) -> dict[bytes, tuple[int, bool]]:
         """Deadline of each user, 0 for none, and whether that was said; a least one is asked about."""
@@ -82,7 +124,9 @@ class Partition:
                 assert looked_at_ms(np.array([last_ms]), np.array([least_s]))[0] >= self.watermark_ms
                 asked_s = self._silence_s[int(row["position"])]
                 silence_s = max(asked_s, least_s) if asked_s else 0
-            found[key] = (last_ms + 1000 * silence_s if silence_s else 0, row["said"] == SAID)
+            deadline_ms = last_ms + 1000 * silence_s if silence_s else 0
+            said = silence_s > 0 and not row["said"] & LEAST and Moment(deadline_ms, key) < self.said_before
+            found[key] = (deadline_ms, said)
         return found
 
     def slots(self, steps: list[Step]) -> tuple[list[bytes], list[int], dict[int, int], set[int]]:
@@ -108,8 +152,9 @@ class Partition:
             else:
                 known = slot_of.get(step.key)
                 at.append(slot(step.key, step.key in erased) if known is None else known)
+        known = {moment.key for moment, known in self.timers() if known} if self._alone else set()
         for key in self.rows:
-            if key not in keys:
+            if key not in keys and (key not in known or key in erased):
                 slot(key, False)
         return keys, at, ended, blank
 
@@ -129,9 +174,19 @@ class Partition:
             rows["position"][slot] = offset[event]
 
         told = Told(self._silence_s, offset, before["position"], self._share)
-        part = Part(keys, slice(0, len(keys)), slice(0, len(row)), self.watermark_ms, ended)
+        waiting = self.silences(keys) if self._alone else None
+        part = Part(
+            keys,
+            slice(0, len(keys)),
+            slice(0, len(row)),
+            self.watermark_ms,
+            ended,
+            self.said_before,
+            self.bound(),
+            waiting,
+        )
         columns: dict[str, Any] = {"row": row, "event_time_ms": times}
-        (said,), missed = fold_silences(
+        (said,), missed, (self.said_before,) = fold_silences(
             rows, before["last_ms"], before["position"], columns, after_ms, offset, [part], told
         )
         written = {*at, *missed.tolist()}
@@ -176,6 +231,57 @@ def test_micro_batches_say_what_is_said_event_by_event(
     }
 
 
+@settings(deadline=None, max_examples=400)
+@given(
+    STEPS,
+    st.lists(st.integers(0, 24), max_size=6),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([None, 1, 2]),
+    st.booleans(),
+)
+def test_of_many_timers_some_are_said_later(
+    steps: list[Step], cuts: list[int], share: float, most: int | None, alone: bool
+) -> None:
+    """Of each user the same is said in the same order, with rows or without, however few at once."""
+    expected, reference = told_by_reference(steps)
+    partition = Partition({at: step.silence_s or 0 for at, step in enumerate(steps)}, share, most, alone)
+    bounds = [0, *sorted(min(cut, len(steps)) for cut in cuts), len(steps)]
+    said: list[Said] = []
+    for start, end in pairwise(bounds):
+        said += partition.take(steps[start:end], start)
+    while partition.due():
+        told = partition.take([], len(steps))
+        assert [(one.event_time_ms, one.key) for one in told] == sorted(
+            (one.event_time_ms, one.key) for one in told
+        )
+        said += told
+    for key in {step.key for step in steps}:
+        assert [one for one in said if one.key == key] == [one for one in expected if one.key == key]
+    assert partition.waited_for() == {
+        key: (waited.silence.deadline_ms, waited.said) for key, waited in reference.users.items()
+    }
+
+
+def test_a_silence_that_a_row_calls_said_is_not_said_again() -> None:
+    """Builds without a moment in the mark noted it there; the return is told as ever."""
+    rows, hour = np.zeros(2, ROW), 3_600_000
+    rows["last_ms"], rows["silence_s"], rows["said"] = hour, 1_800, SAID
+    columns: dict[str, Any] = {"row": np.array([1], np.int32), "event_time_ms": np.array([9 * hour])}
+    part = Part([b"a", b"b"], slice(0, 2), slice(0, 1), 5 * hour)
+    (said,), changed, _ = fold_silences(
+        rows,
+        rows["last_ms"].copy(),
+        np.array([4, 5]),
+        columns,
+        columns["event_time_ms"],
+        np.array([7]),
+        [part],
+        Told({7: 0}, np.array([7]), np.zeros(2), 0.0),
+    )
+    assert [(one.kind, one.key) for one in said] == [(RETURNED, b"b")]
+    assert (rows["said"].tolist(), changed.tolist()) == ([SAID, 0], [])
+
+
 @settings(deadline=None)
 @given(STEPS, st.lists(st.integers(0, 24), max_size=6))
 def test_rows_do_not_tell_how_events_were_cut(steps: list[Step], cuts: list[int]) -> None:
@@ -200,7 +306,7 @@ def test_partitions_of_one_round_do_not_see_each_other() -> None:
         "event_time_ms": np.array([9 * hour]),
     }
     parts = [Part([b"a"], slice(0, 1), slice(0, 0), hour), Part([b"b", b"c"], slice(1, 3), slice(0, 1), hour)]
-    said, missed = fold_silences(
+    said, missed, reached = fold_silences(
         rows,
         rows["last_ms"].copy(),
         np.array([4, 5, -1]),
@@ -211,8 +317,9 @@ def test_partitions_of_one_round_do_not_see_each_other() -> None:
         Told({7: 0}, np.array([7]), np.zeros(3), 0.0),
     )
     assert [[(one.kind, one.key, one.offset) for one in some] for some in said] == [[], [(EXPECTED, b"b", 5)]]
-    assert missed.tolist() == [1]
-    assert rows["said"].tolist() == [0, 1, 0]
+    assert missed.tolist() == []
+    assert reached == [Moment(hour), Moment(9 * hour)]
+    assert rows["said"].tolist() == [0, 0, 0]
 
 
 def test_deadlines_are_asked_for_where_they_can_matter() -> None:
@@ -227,7 +334,7 @@ def test_deadlines_are_asked_for_where_they_can_matter() -> None:
     told = Told(dict.fromkeys(range(5), 1_800), offset, np.zeros(2), 0.0)
     rows = np.zeros(2, ROW)
     part = Part([b"a", b"b"], slice(0, 2), slice(0, 5), 0)
-    (said,), _ = fold_silences(
+    (said,), *_ = fold_silences(
         rows, np.zeros(2, np.int64), np.full(2, -1), columns, times, offset, [part], told
     )
     assert told.asked == [2, 3, 4]
@@ -255,10 +362,10 @@ def test_a_deadline_that_is_surely_far_is_asked_for_when_time_comes_near() -> No
         (17, [day, 4 * day], [LEAST, LEAST], []),
         (24, [2 * day, 4 * day], [0, LEAST], [0]),
         (48, [2 * day, 4 * day], [0, LEAST], []),
-        (49, [2 * day, 4 * day], [SAID, LEAST], [0]),
+        (49, [2 * day, 4 * day], [0, LEAST], []),
     ):
         part = Part([b"a", b"b"], slice(0, 2), slice(0, 0), (100 + later_hours) * hour)
-        (said,), written = fold_silences(
+        (said,), written, _ = fold_silences(
             rows, times, offset, nothing, nothing["event_time_ms"], nothing["event_time_ms"], [part], told
         )
         assert (rows["silence_s"].tolist(), rows["said"].tolist()) == (waits_s, said_of)
@@ -274,7 +381,7 @@ def test_a_clock_ages_ahead_misses_nobody() -> None:
     }
     rows = np.zeros(2, ROW)
     part = Part([b"a", b"b"], slice(0, 2), slice(0, 2), 0)
-    (said,), _ = fold_silences(
+    (said,), *_ = fold_silences(
         rows,
         np.zeros(2, np.int64),
         np.full(2, -1),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import StoreError
 from stream.rows import RowLayout
-from stream.silence import TIMER_PREFIX, due_end, moved_timers, timer_key, timers_of
+from stream.silence import TIMER_PREFIX, Entry, due_end, moved_timers, said_end, timer_key, timers_of
+from stream.stage import SOURCE_KEY, Moment, SourceMark
 
 CHANGELOG = b"c" * 16
 LAYOUT = RowLayout(n_actions=3, state_width=4, window=2)
@@ -29,13 +30,14 @@ def opened(folder: Path) -> Store:
 def test_rows_position_and_changelog_come_back_after_a_close(tmp_path: Path) -> None:
     """What was applied is there again, erased rows are not, reserved keys are no rows."""
     store = opened(tmp_path / "0")
-    store.apply([(b"a", b"1"), (b"b", b"2"), (b"\0src", b"mark")], 7, CHANGELOG, 1234)
+    mark = SourceMark(5, bytes(16), 6, Moment(7, b"a"))
+    store.apply([(b"a", b"1"), (b"b", b"2"), (b"\0src", mark.encode())], 7, CHANGELOG, 1234)
     store.apply([(b"a", None), (b"c", b"3")], 9, CHANGELOG, 1235)
     store.close()
     store = opened(tmp_path / "0")
     assert store.get([b"a", b"b", b"c"]) == [None, b"2", b"3"]
     assert (store.position(), store.changelog_id(), store.written_ms()) == (9, CHANGELOG, 1235)
-    assert store.source() == b"mark"
+    assert (store.mark(), store.said_before()) == (mark, Moment(7, b"a"))
     assert list(store.items()) == [(b"b", b"2"), (b"c", b"3")]
     store.close()
 
@@ -78,7 +80,7 @@ def test_a_killed_process_leaves_an_older_state_with_its_own_older_position(tmp_
     position = store.position()
     assert position is not None, "several memtables were full: something must have reached the disk"
     assert position < 399, "the newest batches cannot have reached it"
-    assert store.source() == b"%08d" % position
+    assert store.page(b"\0src", 1) == [(b"\0src", b"%08d" % position)]
     expected = {}
     for batch in range(position + 1):
         for n in range(batch, batch + 90):
@@ -198,9 +200,12 @@ def test_a_store_that_cannot_be_opened_for_damage_is_begun_anew(tmp_path: Path) 
     assert store.position() is None
 
 
-def timers(store: Store) -> list[bytes]:
+NOTHING_SAID = SourceMark(0, bytes(16), 0).encode()
+
+
+def timers(store: Store) -> list[Entry]:
     """Every timer, straight from the store's keys."""
-    return [key for key, _ in store.reserved(TIMER_PREFIX)]
+    return list(store.reserved(TIMER_PREFIX))
 
 
 def waiting_row(deadline_ms: int) -> bytes:
@@ -224,7 +229,7 @@ def test_the_timers_are_those_of_the_rows(
     for number, batch in enumerate(batches):
         written = [(b"u%d" % user, waiting_row(2_000 + at) if at else None) for user, at in batch]
         before = {key: rows.get(key) for key, _ in written[::2]} if told else None
-        store.apply([*written, (b"\0src", b"mark")], number, CHANGELOG, 0, before)
+        store.apply([*written, (SOURCE_KEY, NOTHING_SAID)], number, CHANGELOG, 0, before)
         for key, row in written:
             rows.pop(key, None)
             if row is not None:
@@ -232,10 +237,10 @@ def test_the_timers_are_those_of_the_rows(
         wanted = sorted(filter(None, timers_of(list(rows), list(rows.values()))))
         assert timers(store) == wanted
         for end_ms in (2_003, 2_005, 9_999):
-            assert store.timers_before(due_end(end_ms), 99) == [
-                one for one in wanted if one < due_end(end_ms)
+            assert store.timers_between(TIMER_PREFIX, due_end(end_ms), 99) == [
+                one for one in wanted if one[0] < due_end(end_ms)
             ]
-        assert store.timers_before(due_end(9_999), 2) == wanted[:2]
+        assert store.timers_between(TIMER_PREFIX, due_end(9_999), 2) == wanted[:2]
     assert dict(store.items()) == rows
     store.close()
 
@@ -247,10 +252,28 @@ def test_timers_come_back_with_the_rows_and_go_with_them(tmp_path: Path) -> None
     store.apply([(b"a", waiting_row(5_000)), (b"b", waiting_row(3_000))], 1, CHANGELOG, 0)
     store.close()
     store.open()
-    assert store.timers_before(due_end(5_001), 9) == [timer_key(3_000, b"b"), timer_key(5_000, b"a")]
+    found = [timer for timer, _ in store.timers_between(TIMER_PREFIX, due_end(5_001), 9)]
+    assert found == [timer_key(3_000, b"b"), timer_key(5_000, b"a")]
     store.wipe()
     assert timers(store) == []
-    assert store.timers_before(due_end(5_001), 9) == []
+    assert store.timers_between(TIMER_PREFIX, due_end(5_001), 9) == []
+    store.close()
+
+
+def test_timers_that_were_said_are_passed_over_and_tidied_away(tmp_path: Path) -> None:
+    """What was found before them stays; the rows that they are of are not touched."""
+    store = Store(tmp_path / "0", moved_timers)
+    store.open()
+    rows = {b"u%d" % at: waiting_row(3_000 + at) for at in range(5)}
+    store.apply(rows.items(), 1, CHANGELOG, 0)
+    waiting = timers(store)
+    assert store.timers_between(TIMER_PREFIX, due_end(3_003), 9) == waiting[:3]
+    mark = SourceMark(0, bytes(16), 3_003, Moment(3_002))
+    store.apply([(SOURCE_KEY, mark.encode())], 2, CHANGELOG, 0)
+    assert timers(store) == waiting[2:]
+    assert store.timers_between(said_end(store.said_before()), due_end(9_999), 9) == waiting[2:]
+    assert store.timers_between(said_end(Moment(3_003, b"u3\0")), due_end(9_999), 9) == waiting[4:]
+    assert dict(store.items()) == rows
     store.close()
 
 
@@ -258,5 +281,5 @@ def test_a_store_without_timers_keeps_none(tmp_path: Path) -> None:
     """Another stage's rows are not read as clicks."""
     store = opened(tmp_path / "0")
     store.apply([(b"a", waiting_row(5_000))], 1, CHANGELOG, 0)
-    assert timers(store) == store.timers_before(due_end(9_999), 9) == []
+    assert timers(store) == store.timers_between(TIMER_PREFIX, due_end(9_999), 9) == []
     store.close()

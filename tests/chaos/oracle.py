@@ -32,7 +32,7 @@ from tests.chaos.disk import TAMPERED_FILE, TAMPERED_KEY
 from tests.chaos.verdict import EXAMPLES, Verdict
 
 ROW = struct.Struct("<qqq8s")  # count, last sequence, last source offset, running hash
-MARK = struct.Struct("<q16sq")  # \0src: next source offset, source topic id, watermark
+MARK = struct.Struct("<q16sq")  # \0src begins so: next source offset, source topic id, watermark
 SILENCE_S = 30.0
 
 Row = tuple[int, int, int, bytes]
@@ -268,7 +268,7 @@ def _judge_changelog(round_: Round, source: Input, verdict: Verdict) -> None:
     for message in read_committed(round_.bootstrap, round_.changelog, round_.partitions):
         key, value = message.key(), message.value()
         if key == b"\0src":
-            mark, before = MARK.unpack(value)[:2], marks.get(message.partition())
+            mark, before = MARK.unpack_from(value)[:2], marks.get(message.partition())
             if before is not None and before[1] == mark[1] and mark[0] < before[0]:
                 verdict.out_of_order += 1
                 verdict.note(f"changelog[{message.partition()}]@{message.offset()}: {mark} follows {before}")
@@ -311,7 +311,7 @@ def _judge_store(folder: Path, events: Sequence[Event], verdict: Verdict) -> Non
     verdict.stores += 1
     expected: dict[bytes, Row] = {}
     if raw is not None:
-        position, topic_id, _ = MARK.unpack(raw)
+        position, topic_id, _ = MARK.unpack_from(raw)
         generations = list(dict.fromkeys(event.topic_id for event in events))
         older = generations[: generations.index(topic_id)] if topic_id in generations else generations
         expected = state_of(

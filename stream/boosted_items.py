@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -81,30 +81,14 @@ class BoostedItems:
         order_share: insistent users for each order, at ordinary items at most.
     """
 
+    kind: ClassVar = KIND
+    group_types: ClassVar = frozenset({ITEM})
+    max_row_bytes: ClassVar = MAX_ROW_BYTES
+
     topic: str
     least_nats: float = 9.0
     usual_users: float = 0.15
     order_share: float = 0.05
-
-    @property
-    def kind(self) -> str:
-        """Of its alerts and rows."""
-        return KIND
-
-    @property
-    def group_types(self) -> frozenset[str]:
-        """Items alone."""
-        return frozenset({ITEM})
-
-    @property
-    def bucket_ms(self) -> int:
-        """One row: it forgets by itself."""
-        return 0
-
-    @property
-    def max_row_bytes(self) -> int:
-        """One piece."""
-        return MAX_ROW_BYTES
 
     def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
         """Take the events one by one, and judge after each insistent visit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from stream.alerts import Alert
 from stream.group_detectors import SHOP, Fold, Group, GroupEvent
@@ -24,23 +24,11 @@ class BrushedShops:
         remembered_ms: how long after its last order a flagged shop's verdict is known.
     """
 
+    kind: ClassVar = KIND
+    group_types: ClassVar = frozenset({SHOP})
+
     rule: OrderBrushing
     remembered_ms: int = 30 * _DAY_MS
-
-    @property
-    def kind(self) -> str:
-        """Of its alerts and rows."""
-        return KIND
-
-    @property
-    def group_types(self) -> frozenset[str]:
-        """Shops alone."""
-        return frozenset({SHOP})
-
-    @property
-    def bucket_ms(self) -> int:
-        """One row: windows overlap, and a verdict grows."""
-        return 0
 
     @property
     def max_row_bytes(self) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Final, NamedTuple, cast
+from typing import ClassVar, Final, NamedTuple, cast
 
 import msgspec
 
@@ -92,25 +92,13 @@ class BuyerRings:
         memory_bytes: what meetings may take in a row.
     """
 
+    kind: ClassVar = KIND
+    group_types: ClassVar = frozenset({MEETINGS})
+
     topic: str
     least_nats: float = 9.0
     buyers: float = 100.0
     memory_bytes: int = MAX_ROW_BYTES - 2048
-
-    @property
-    def kind(self) -> str:
-        """Of its alerts and rows."""
-        return KIND
-
-    @property
-    def group_types(self) -> frozenset[str]:
-        """Meetings alone."""
-        return frozenset({MEETINGS})
-
-    @property
-    def bucket_ms(self) -> int:
-        """One row: it forgets by itself."""
-        return 0
 
     @property
     def max_row_bytes(self) -> int:

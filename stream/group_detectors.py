@@ -1,8 +1,8 @@
 """What a detector of coordination is: a pure fold of one group's events into one row, and the alerts that it gives.
 
 A group is what several users have in common: a shop, an item, a device (or the address, where events name no device).
-The second stage (stream/groups_stage.py) keeps a row for each detector, group and time bucket, and hands it in with
-the group's new events:
+The second stage (stream/groups_stage.py) keeps a row for each detector and group, and hands it in with the group's
+new events:
 
     row (bytes, None at first) ──┐
     events, as they arrived   ───┼──► fold ──► row to keep (None: forget), alerts, when to look again
@@ -140,7 +140,6 @@ class GroupDetector(Protocol):
     Attributes:
         kind: of its alerts, and of its rows; the stage keeps them apart by it.
         group_types: which groups it wants to see.
-        bucket_ms: a row of its own for each so many milliseconds of event time; 0 keeps one row for all time.
         max_row_bytes: what a row may take, at most 128 KiB; beyond 16 KiB it is kept in pieces.
     """
 
@@ -149,9 +148,6 @@ class GroupDetector(Protocol):
 
     @property
     def group_types(self) -> frozenset[str]: ...
-
-    @property
-    def bucket_ms(self) -> int: ...
 
     @property
     def max_row_bytes(self) -> int: ...

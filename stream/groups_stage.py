@@ -4,11 +4,12 @@ What stage.py asks of a stage, for groups. Time here is the event time that ever
 (``Sources``): the groups of one partition are fed by all of them, and one that is far ahead must not make the orders of
 the others late.
 
-    record ──► whose watermark? late? ──► a fold for each detector, group and bucket ──► said lately? ──► alert
+    record ──► whose watermark? late? ──► a fold for each detector and group ──► said lately? ──► alert
                                      due rows ──┘
 
-A row's key is ``group \\0 detector \\0 bucket piece``; its first piece names how many pieces there are, of 16 KiB each,
-and when the row is due. The index of due rows lives in memory and is made of the rows when a partition opens.
+A row's key is ``group \\0 detector``, nine zero bytes and the number of the piece; its first piece names how many
+there are, of 16 KiB each, and when the row is due. The index of due rows lives in memory and is made of the rows when a
+partition opens.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MOST_DUE: Final = 4096  # rows a micro-batch
 TURN: Final = 32  # folds between which the clicks, which wait in the same event loop, have their turn
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<BBq")
-_TIME_BYTES: Final = 8
+_KEY_END: Final = bytes(10)  # of the first piece's key, behind the kind
 
 
 class _Kept(msgspec.Struct, array_like=True, gc=False):
@@ -86,18 +87,9 @@ class GroupCounts:
     held_back: dict[str, int] = field(default_factory=dict)
 
 
-def row_key(group: bytes, kind: str, bucket: int) -> bytes:
-    """Of the first piece of a row."""
-    return group + _row_suffix(kind, bucket)
-
-
-def _row_suffix(kind: str, bucket: int) -> bytes:
-    return b"\0%b\0%b\0" % (kind.encode(), bucket.to_bytes(_TIME_BYTES, "big"))
-
-
 def parts_of(key: bytes) -> tuple[bytes, str]:
     """The group's key and the kind in a row's key, read from the right: a group's id may hold anything."""
-    group, _, kind = key[: -_TIME_BYTES - 2].rpartition(b"\0")
+    group, _, kind = key[: -len(_KEY_END)].rpartition(b"\0")
     return group, kind.decode()
 
 
@@ -135,12 +127,12 @@ class GroupsWork:
     ) -> None:
         self.sources = sources
         self._detectors = {detector.kind: detector for detector in detectors}
-        #: By type of groups: kind and bucket of each detector, and the suffix of its rows where it has one bucket.
-        self._of_type: dict[str, list[tuple[str, int, bytes]]] = {}
+        #: By type of groups: what follows the group in the row keys of each detector.
+        self._suffixes: dict[str, list[bytes]] = {}
         for detector in detectors:
-            for kind in detector.group_types:
-                rows = detector.kind, detector.bucket_ms, _row_suffix(detector.kind, 0)
-                self._of_type.setdefault(kind, []).append(rows)
+            for group_type in detector.group_types:
+                suffix = b"\0" + detector.kind.encode() + _KEY_END
+                self._suffixes.setdefault(group_type, []).append(suffix)
         self._late_limit_ms, self._cool_down_ms = late_limit_ms, cool_down_ms
         self._alerts_topic, self._topic_id, self._source = alerts_topic, topic_id, source
         self._fetch = fetch
@@ -158,7 +150,7 @@ class GroupsWork:
             try:
                 found = read_record(record.key, record.value or b"")
                 if isinstance(found, GroupEvent):
-                    rows = self._rows_of(record.key, found.event_time_ms)
+                    rows = self._rows_of(record.key)
                     for key in rows:
                         keys[key] = None
                     read.append(_Event(record.key, found, rows))
@@ -168,11 +160,8 @@ class GroupsWork:
                 damaged += 1
         return DecodedGroups(read, list(keys), damaged)
 
-    def _rows_of(self, group: bytes, event_time_ms: int) -> list[bytes]:
-        return [
-            row_key(group, kind, event_time_ms // bucket_ms + 1) if bucket_ms else group + suffix
-            for kind, bucket_ms, suffix in self._of_type.get(group_of(group).type, ())
-        ]
+    def _rows_of(self, group: bytes) -> list[bytes]:
+        return [group + suffix for suffix in self._suffixes.get(group_of(group).type, ())]
 
     # ------------------------------------------------------------------ steps 4 to 6
 

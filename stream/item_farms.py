@@ -20,7 +20,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 from zlib import crc32
 
 import msgspec
@@ -92,30 +92,14 @@ class ItemFarms:
         repeat_share: repeated orders a buyer, at ordinary items at most: a staple is bought twice a week by a third.
     """
 
+    kind: ClassVar = KIND
+    group_types: ClassVar = frozenset({ITEM})
+    max_row_bytes: ClassVar = MAX_ROW_BYTES
+
     topic: str
     late_limit_ms: int = 30 * 60_000
     least_nats: float = 12.0
     repeat_share: float = 0.3
-
-    @property
-    def kind(self) -> str:
-        """Of its alerts and rows."""
-        return KIND
-
-    @property
-    def group_types(self) -> frozenset[str]:
-        """Items alone."""
-        return frozenset({ITEM})
-
-    @property
-    def bucket_ms(self) -> int:
-        """One row: it forgets by itself."""
-        return 0
-
-    @property
-    def max_row_bytes(self) -> int:
-        """One piece."""
-        return MAX_ROW_BYTES
 
     def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
         """Take what is complete in the sequence of event time, and judge after each order."""

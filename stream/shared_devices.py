@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -88,30 +88,14 @@ class SharedDevices:
         usual_share: coincidences for each order.
     """
 
+    kind: ClassVar = KIND
+    group_types: ClassVar = frozenset({DEVICE})
+    max_row_bytes: ClassVar = MAX_ROW_BYTES
+
     topic: str
     least_nats: float = 9.0
     usual: float = 0.1
     usual_share: float = 0.03
-
-    @property
-    def kind(self) -> str:
-        """Of its alerts and rows."""
-        return KIND
-
-    @property
-    def group_types(self) -> frozenset[str]:
-        """Devices, and addresses where none is named."""
-        return frozenset({DEVICE})
-
-    @property
-    def bucket_ms(self) -> int:
-        """One row: it forgets by itself."""
-        return 0
-
-    @property
-    def max_row_bytes(self) -> int:
-        """One piece."""
-        return MAX_ROW_BYTES
 
     def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:
         """Take the orders one by one, and judge after each."""

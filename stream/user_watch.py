@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from models.fraud.crowds import excess_nats
 from models.fraud.own_terms import OWN_TERMS, OwnScores, at_once, haste, plain_scores, same_again
@@ -113,31 +113,15 @@ class UserWatch:
         scores: those of the model in use now.
     """
 
+    kind: ClassVar = KIND
+    group_types: ClassVar = frozenset({USER})
+    max_row_bytes: ClassVar = MAX_ROW_BYTES
+
     topic: str
     limits: Mapping[str, int] = field(default_factory=dict)
     threshold: float = 0.99
     anomaly: float = 0.995
     scores: Callable[[], OwnScores] = plain_scores
-
-    @property
-    def kind(self) -> str:
-        """Of its alerts and rows."""
-        return KIND
-
-    @property
-    def group_types(self) -> frozenset[str]:
-        """Users alone."""
-        return frozenset({USER})
-
-    @property
-    def bucket_ms(self) -> int:
-        """One row: it forgets by itself."""
-        return 0
-
-    @property
-    def max_row_bytes(self) -> int:
-        """One piece."""
-        return MAX_ROW_BYTES
 
     def fold(self, group: Group, row: bytes | None, events: Sequence[GroupEvent], watermark_ms: int) -> Fold:  # noqa: ARG002
         """Take the events one by one, and judge after each."""

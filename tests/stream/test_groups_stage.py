@@ -235,11 +235,10 @@ def test_late_and_damaged_records_are_counted_and_change_nothing() -> None:
 
 
 class Hoard:
-    """Keeps every user's id of a bucket, and complains about each tenth event."""
+    """Keeps every user's id of an hour, and complains about each tenth event."""
 
     kind = "hoard"
     group_types = frozenset({ITEM})
-    bucket_ms = HOUR_MS
     max_row_bytes = 100_000
 
     def erase(self, row: bytes, users: Collection[str]) -> bytes:
@@ -270,7 +269,7 @@ class Hoard:
         return Fold(b" ".join(users), alerts, end_ms + LATE_MS)
 
 
-def test_a_row_is_kept_in_pieces_and_a_bucket_is_forgotten() -> None:
+def test_a_row_is_kept_in_pieces_and_forgotten_whole() -> None:
     """60 kB in pieces of at most 16 KiB, only changed ones written again; then all of them are erased."""
     stored = Stored(1, [Hoard()], cool_down_ms=0)
     events = [

@@ -62,12 +62,13 @@ class _Row(msgspec.Struct, array_like=True, gc=False):
         """In place of the same account's order of the same; what is old or finds no room leaves."""
         self.latest_ms = max(self.latest_ms, order.event_time_ms)
         old_ms = self.latest_ms - _WEEK_MS
+        if order.event_time_ms < old_ms:
+            return
         again = (order.user_id, order.what)
         self.orders = [
             one for one in self.orders if one.event_time_ms >= old_ms and (one.user_id, one.what) != again
         ]
-        if order.event_time_ms >= old_ms:
-            self.orders.append(order)
+        self.orders.append(order)
         taken = sum(map(_cost, self.orders))
         while taken > _ORDER_BYTES:
             taken -= _cost(self.orders.pop(0))

@@ -21,12 +21,13 @@ from stream.churn_alerts import ChurnAlertRenderer
 from stream.events import Event
 from stream.insistence import insistent_visits
 from stream.model_step import ServedModel, part_of
+from stream.moments import Moment
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
 from stream.scoring import ClicksRequest
 from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
 from stream.silence_fold import Found, Part, fold_silences
-from stream.stage import Message, Moment, Rendered, Row
+from stream.stage import Message, Rendered, Row
 from stream.user_news import UserLevels, UserNews
 from stream.user_vectors import UserVectors
 

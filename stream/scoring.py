@@ -17,10 +17,11 @@ import numpy as np
 from stream.dead_letters import REPLAYED_HEADER, dead_letter
 from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
 from stream.group_records import GroupRecords
+from stream.moments import FIRST_MOMENT, Moment
 from stream.partition_names import PartitionNames
 from stream.sessions import DUPLICATE, FUTURE, LATE, FoldRules
 from stream.silence import PartitionTimers, Silences
-from stream.stage import FIRST_MOMENT, Message, Moment, Rendered, Row
+from stream.stage import Message, Rendered, Row
 from stream.user_news import UserNews
 
 

@@ -45,8 +45,8 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.moments import FIRST_MOMENT, Moment
 from stream.rows import Waits, positions_of, waits_of
-from stream.stage import FIRST_MOMENT, Moment
 
 __all__ = [
     "EXPECTED",

@@ -26,9 +26,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from stream.moments import FIRST_MOMENT, Moment
 from stream.rows import LEAST, SAID, looked_at_ms
 from stream.silence import EXPECTED, RETURNED, Said, Silence, Silences
-from stream.stage import FIRST_MOMENT, Moment
 
 __all__ = ["FIRST_SILENCE_MS", "Deadlines", "Part", "fold_silences"]
 

@@ -17,9 +17,10 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from stream.errors import BrokenInvariant
+from stream.moments import FIRST_MOMENT, Moment
 
 RESERVED = b"\0"  # no user id starts with it
 SOURCE_KEY = b"\0src"
@@ -29,21 +30,6 @@ _MARK = struct.Struct("<q16sq")
 _SAID_MS = struct.Struct("<q")
 
 D = TypeVar("D", bound="Decoded")
-
-
-class Moment(NamedTuple):
-    """A place in the order of timers, which is by time and at one time by key."""
-
-    time_ms: int = 0
-    key: bytes = b""
-
-    def ends_ms(self, key: bytes) -> int:
-        """Of a key: its timers of earlier times than this come before the moment."""
-        return self.time_ms + (key < self.key)
-
-
-#: No timer is earlier.
-FIRST_MOMENT: Final = Moment()
 
 
 class SourceMark(NamedTuple):

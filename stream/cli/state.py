@@ -46,9 +46,9 @@ def show(
     """Show the row of one user."""
     from stream.errors import StoreError
     from stream.local_rows import LocalRows, partitions_on_disk
+    from stream.moments import FIRST_MOMENT
     from stream.rows import read
     from stream.settings import load_settings
-    from stream.stage import FIRST_MOMENT
 
     settings = load_settings(http__port=http_port, data_dir=data_dir)
     found = worker_says(settings, "/state/" + urllib.parse.quote(user, safe=""))

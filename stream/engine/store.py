@@ -26,8 +26,9 @@ import rocksdict
 import structlog
 
 from stream.errors import StoreError
+from stream.moments import FIRST_MOMENT, Moment
 from stream.silence import TIMER_PREFIX, Entry, said_end
-from stream.stage import FIRST_MOMENT, RESERVED, SOURCE_KEY, Moment, SourceMark
+from stream.stage import RESERVED, SOURCE_KEY, SourceMark
 
 logger = structlog.get_logger("foreclick.store")
 

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.moments import Moment
 from stream.rows import LEAST, SAID, RowLayout, looked_at_ms
 from stream.silence import (
     EXPECTED,
@@ -22,7 +23,6 @@ from stream.silence import (
     timer_key,
     timers_of,
 )
-from stream.stage import Moment
 
 LAYOUT = RowLayout(n_actions=3, state_width=4, window=2)
 

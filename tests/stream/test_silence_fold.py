@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.moments import Moment
 from stream.rows import LEAST, SAID, looked_at_ms
 from stream.silence import EXPECTED, RETURNED, Said, Silences
 from stream.silence_fold import Part, fold_silences
-from stream.stage import Moment
 from tests.stream.silence_reference import Reference
 
 ROW = np.dtype(

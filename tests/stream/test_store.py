@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from stream.engine.store import Store, lock_data_dir
 from stream.errors import StoreError
+from stream.moments import Moment
 from stream.rows import RowLayout
 from stream.silence import TIMER_PREFIX, Entry, due_end, moved_timers, said_end, timer_key, timers_of
-from stream.stage import SOURCE_KEY, Moment, SourceMark
+from stream.stage import SOURCE_KEY, SourceMark
 
 CHANGELOG = b"c" * 16
 LAYOUT = RowLayout(n_actions=3, state_width=4, window=2)

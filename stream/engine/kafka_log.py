@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,7 @@ class KafkaLog:
         client: arguments of every aiokafka client.
         consumer: the group consumer, for the committed offset.
         group: whose offsets the transactions carry.
+        same_topics: raises when source or changelog is not the topic any more that it was.
     """
 
     def __init__(
@@ -137,7 +138,9 @@ class KafkaLog:
         group: str,
         app_id: str,
         transaction_timeout_ms: int,
+        same_topics: Callable[[], Coroutine[Any, Any, None]],
     ):
+        self.same_topics = same_topics
         self.source_id = topics.source_id
         self.changelog_id = topics.changelog_id
         self.tombstone_retention_ms = topics.tombstone_retention_ms

@@ -53,6 +53,8 @@ class PartitionLog(TransactionLog, Changelog, Protocol):
 
     async def committed(self) -> int | None: ...
 
+    async def same_topics(self) -> None: ...
+
     async def source_bounds(self) -> tuple[int, int]: ...
 
     async def close(self) -> None: ...
@@ -181,6 +183,7 @@ class Partition:
 
     async def verify(self, committed: int | None) -> tuple[int, SourceMark | None]:
         """Where to open. State and position stand in one log, so ``\\0src`` is the truth and the group the check."""
+        await self.log.same_topics()
         mark = self.store.mark()
         if self._contradict(mark, committed):
             await (

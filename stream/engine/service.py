@@ -26,10 +26,12 @@ from stream.engine.kafka_log import KafkaLog, Offsets, TopicSet
 from stream.engine.partition import Partition, State
 from stream.engine.source_ends import SourceEnds
 from stream.engine.store import MovedTimers, Store, lock_data_dir
+from stream.engine.topic_watch import TopicWatch
 from stream.errors import BrokenInvariant, BrokerUnreachable
 from stream.idle_partitions import Heard, left_behind, silent
+from stream.moments import FIRST_MOMENT
 from stream.settings import Settings
-from stream.stage import FIRST_MOMENT, STEPS, Chunk, Probe, SourceMark, Stage, Work, no_probe
+from stream.stage import STEPS, Chunk, Probe, SourceMark, Stage, Work, no_probe
 
 logger = structlog.get_logger("foreclick.engine")
 
@@ -124,6 +126,7 @@ class Engine(Service):
         self._consumer: AIOKafkaConsumer | None = None
         self.ends = SourceEnds(self)
         self._offsets: Offsets | None = None  # its clients need a running event loop
+        self._watch: TopicWatch | None = None
 
     @property
     def plan(self) -> Plan:
@@ -142,6 +145,12 @@ class Engine(Service):
         if self._offsets is None:
             raise BrokenInvariant("The engine was asked for offsets before it was started.")
         return self._offsets
+
+    @property
+    def watch(self) -> TopicWatch:
+        if self._watch is None:
+            raise BrokenInvariant("The engine was asked for its watch before it was started.")
+        return self._watch
 
     @property
     def topics(self) -> TopicSet:
@@ -179,17 +188,20 @@ class Engine(Service):
         )
         self._offsets = Offsets(kafka.aiokafka())
         await self._offsets.start()
+        self._watch = TopicWatch(kafka.aiokafka(), self.topics)
+        await self.watch.start()
         self._consumer.subscribe([self.topics.source], listener=_Listener(self))
         await self._consumer.start()
         self.add_future(self._poll())
         self.add_future(self._report())
+        self.add_future(self._watch_topics())
 
     async def on_stop(self) -> None:
         self._closing = True
         try:
             await self.revoke("stopping", tidy=True)
             # Everything is committed: what a goodbye can still lose is the session timeout of the next owner.
-            for client in (self._consumer, self._offsets):
+            for client in (self._consumer, self._offsets, self._watch):
                 if client is not None:
                     with contextlib.suppress(asyncio.TimeoutError, KafkaError):
                         await asyncio.wait_for(client.stop(), GOODBYE_S)
@@ -221,6 +233,7 @@ class Engine(Service):
             group=self.group,
             app_id=settings.app_id,
             transaction_timeout_ms=settings.kafka.transaction_timeout_ms,
+            same_topics=self.watch.look,
         )
         store = Store(self.folder / str(number), self.plan.moved_timers)
 
@@ -273,6 +286,14 @@ class Engine(Service):
         logger.info(
             "partitions released", why=why, count=len(parts), seconds=round(time.monotonic() - began, 3)
         )
+
+    async def _watch_topics(self) -> None:
+        try:
+            await self.watch.run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            end_process("watching the topics", error)
 
     # ------------------------------------------------------------------ reading
 

@@ -24,6 +24,7 @@ Places = Mapping[Place, Any]  # what is said of each
 _I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
 _PRODUCER = struct.Struct(">qh")  # id, epoch
 _HEADER = struct.Struct(">hhi")  # API key, version, correlation id
+_TOPIC_ID_BYTES = 16
 NO_TAGS = b"\0"
 _NO_TEXT = b"\0"
 
@@ -83,11 +84,14 @@ class Reader:
                 return value
             shift += 7
 
-    def data(self) -> bytes:
-        """Compact bytes; null reads as empty."""
-        length = max(0, self.varint() - 1)
+    def raw(self, length: int) -> bytes:
+        """So many bytes."""
         self._at += length
         return self._data[self._at - length : self._at]
+
+    def data(self) -> bytes:
+        """Compact bytes; null reads as empty."""
+        return self.raw(max(0, self.varint() - 1))
 
     def text(self) -> str:
         """A compact string; null reads as empty."""
@@ -243,6 +247,34 @@ def features() -> Request[dict[str, int]]:
 
     body = text("foreclick") + text("1") + NO_TAGS
     return Request("ApiVersions", 18, 3, body, read, tagged_header=False)
+
+
+def topic_ids(names: Iterable[str]) -> Request[dict[str, bytes]]:
+    """Metadata: the ids of topics, 16 bytes each, by name (KIP-516); zeros for one that is not there."""
+
+    def read(reader: Reader) -> dict[str, bytes]:
+        reader.i32()  # throttle time
+        for _ in reader.each():
+            reader.i32(), reader.text(), reader.i32(), reader.text(), reader.tags()  # a broker
+        reader.text(), reader.i32()  # cluster, controller
+        found = {}
+        for _ in reader.each():
+            reader.i16()
+            name, topic_id = reader.text(), reader.raw(_TOPIC_ID_BYTES)
+            reader.raw(1)  # whether it is internal
+            for _ in reader.each():
+                reader.i16(), reader.i32(), reader.i32(), reader.i32()  # error, number, leader, its epoch
+                for _ in range(3):  # replicas, those in sync, those offline
+                    for _ in reader.each():
+                        reader.i32()
+                reader.tags()
+            reader.i32(), reader.tags()
+            found[name] = topic_id
+        return found
+
+    topics = array(bytes(_TOPIC_ID_BYTES) + text(name) + NO_TAGS for name in names)
+    # Nothing is created for being asked, and nobody's rights are told.
+    return Request("Metadata", 3, 10, topics + bytes(3) + NO_TAGS, read)
 
 
 NOBODY = Producer(-1, -1)

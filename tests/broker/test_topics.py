@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from stream.broker.topics import (
     ensure_topics,
     recreate_topics,
 )
+from stream.engine.kafka_log import TopicSet
+from stream.engine.topic_watch import TopicWatch
 from stream.errors import BrokerUnreachable, TopicError
 
 Kafka = dict[str, Any]
@@ -55,6 +59,27 @@ def test_recreated_topic_has_another_id(kafka: Kafka, topics: Topics) -> None:
     after = describe(kafka, name)
     assert len(before.topic_id) == len(after.topic_id) == 16
     assert before.topic_id != after.topic_id
+
+
+def test_a_topic_that_is_another_one_now_is_named(kafka: Kafka, topics: Topics) -> None:
+    """The ids that the wire gives are those of the description; a topic that is gone tells nothing."""
+    source, changelog = topics("watched", partitions=2), topics("kept", partitions=2)
+    of = TopicSet.over(describe(kafka, source), describe(kafka, changelog), {}, "")
+
+    async def looks(at: TopicSet) -> None:
+        watch = TopicWatch({"bootstrap_servers": kafka["bootstrap.servers"]}, at)
+        await watch.start()
+        try:
+            await watch.look()
+        finally:
+            await watch.stop()
+
+    asyncio.run(looks(of))
+    asyncio.run(looks(replace(of, source=f"{source}-that-never-was")))
+    with pytest.raises(TopicError, match=f"Topic {source} was deleted and created anew"):
+        asyncio.run(looks(replace(of, source_id=of.changelog_id)))
+    with pytest.raises(TopicError, match=f"Changelog {changelog} was deleted and created anew"):
+        asyncio.run(looks(replace(of, changelog_id=of.source_id)))
 
 
 def test_another_partition_count_is_an_error(kafka: Kafka, topics: Topics) -> None:

@@ -110,6 +110,7 @@ class Taken:
                 group=GROUP,
                 app_id=self.settings.app_id,
                 transaction_timeout_ms=20_000,
+                same_topics=lambda: asyncio.sleep(0),
             )
             try:
                 await log.fence()

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from stream.broker import Broker
 from tests.chaos.conftest import SESSION_TIMEOUT_S, Scene
+from tests.chaos.faults import last_words
 from tests.chaos.oracle import read_committed
 from tests.chaos.traps import BATCH_STEPS, INJECTED_EXIT, OPENING_STEPS, STEPS
 from tests.chaos.verdict import Verdict
@@ -213,6 +214,20 @@ def test_recreated_source_keeps_rows_and_starts_at_0(scene: SceneFactory) -> Non
     verdict = played.assert_exact()
     assert verdict.events == 1700
     assert [line["position"] for line in worker.said("partition verified")] == [0, 0]
+
+
+def test_source_recreated_under_a_worker_ends_it(scene: SceneFactory) -> None:
+    """It says which topic is another one now; started again it keeps the rows and begins at 0."""
+    played = scene()
+    played.drive(1000)
+    worker = played.fleet.start("A")
+    played.settle()
+    played.recreate_source()
+    assert worker.process.wait(30) != 0
+    assert f"Topic {played.round.source} was deleted and created anew" in last_words(worker)
+    played.drive(700)
+    played.fleet.start("A")
+    assert played.assert_exact().events == 1700
 
 
 def test_foreign_committed_offset_does_not_move_the_position(scene: SceneFactory) -> None:

@@ -100,6 +100,8 @@ class SimulatedLog:
         await self._reach()
         return self.broker.committed
 
+    async def same_topics(self) -> None: ...
+
     async def source_bounds(self) -> tuple[int, int]:
         await self._reach()
         return 0, len(self.broker.source)

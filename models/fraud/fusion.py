@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from models.fraud.watch import GROUP_TERMS, TERMS
 
-__all__ = ["BUCKET_EDGES", "Reference", "cross_fitted", "life_tail", "once", "reference_of"]
+__all__ = ["BUCKET_EDGES", "HEAVY_BUYERS", "Reference", "cross_fitted", "life_tail", "once", "reference_of"]
 
 BUCKET_EDGES = (4, 8, 16, 32, 64, 128, 256)
 _MEMBERS = 300
@@ -36,7 +36,7 @@ _LOG2 = log(2.0)
 _HASTE = TERMS.index("haste")
 _BUYING = [TERMS.index(term) for term in ("orders_at_once", "same_order_again", "hardly_looks")]
 #: One user in so many buys much for reasons of their own; that somebody buys more still says little more.
-_HEAVY_BUYERS = 30
+HEAVY_BUYERS = 30
 
 
 def bucket_of(events: NDArray) -> NDArray[np.int64]:
@@ -154,7 +154,7 @@ def once(nats: NDArray) -> NDArray[np.float64]:
     The rarest of these habits stays, the others are 0; those of orders are bounded, haste is not.
     """
     counted = nats.copy()
-    counted[:, _BUYING] = _bounded(nats[:, _BUYING], log(_HEAVY_BUYERS))
+    counted[:, _BUYING] = _bounded(nats[:, _BUYING], log(HEAVY_BUYERS))
     alike = [_HASTE, *_BUYING]
     rarest = counted[:, alike].argmax(axis=1)
     counted[:, alike] *= rarest[:, None] == np.arange(len(alike))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import cache, lru_cache
-from math import inf, log, log1p
+from math import exp, expm1, inf, log, log1p
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from models.fraud.fusion import BUCKET_EDGES, Reference, once
+from models.fraud.fusion import BUCKET_EDGES, HEAVY_BUYERS, Reference
 from models.fraud.watch import TERMS
 
 __all__ = ["OWN_TERMS", "Judged", "OwnScores", "at_once", "haste", "plain_scores", "same_again", "unlooked"]
@@ -36,6 +36,7 @@ _PLAIN_USERS: Final = 100_000
 _PLACES: Final = [TERMS.index(term) for term in OWN_TERMS]
 _MOST_AT_ONCE: Final = 32
 _KEPT: Final = 1 << 16
+_RARE_NATS: Final = log(1e4)
 
 
 def haste(took_ms: int, events: int) -> float:
@@ -65,18 +66,51 @@ class Judged(NamedTuple):
     nats: tuple[float, ...]
 
 
+class _Tail(NamedTuple):
+    """Of one term or sum: where its tail begins, the nats of being beyond that, and the rise that adds one more."""
+
+    cut: float
+    unusual: float
+    scale: float
+
+    @classmethod
+    def of(cls, cut: float, share: float, scale: float) -> _Tail:
+        """As ``fusion`` has it, with the share of users above the cut."""
+        return cls(cut, -log(share), scale)
+
+    def nats(self, value: float) -> float:
+        """Of a value."""
+        if value > self.cut:
+            return self.unusual + (value - self.cut) / self.scale
+        return self.unusual * (max(value, 0.0) / self.cut) if self.cut > 0.0 else 0.0
+
+
 class OwnScores:
     """Scores of users; pure, but what was asked before is remembered.
+
+    What ``fusion`` does with arrays for a population is done here with numbers: a running pipeline judges one user
+    after each event, and a dozen array operations on one row cost more than all else that is done for it.
 
     Args:
         reference: of the model; None for the plain limits.
     """
 
     def __init__(self, reference: Reference | None = None) -> None:
-        self._reference = reference or _plain()
         # The plain limits were set for all terms as they are.
-        self._counted = once if reference else np.copy
+        self._counted = _once if reference else list[float]
         self._most = [inf if reference else most for *_, most in _PLAIN.values()]
+        reference = reference or _plain()
+        self._most_nats = log(reference.users)
+        tables = (reference.cut, reference.share, reference.scale)
+        #: By bucket, of each of `OWN_TERMS`.
+        self._tails = [
+            [_Tail.of(*(float(table[bucket, place]) for table in tables)) for place in _PLACES]
+            for bucket in range(len(BUCKET_EDGES) + 1)
+        ]
+        nobody = reference.terms(np.array([1, *BUCKET_EDGES]), np.zeros((len(BUCKET_EDGES) + 1, len(TERMS))))
+        #: By bucket, of all other terms.
+        self._others = np.delete(nobody, _PLACES, axis=1).tolist()
+        self._summed, self._fused = _Tail.of(*reference.summed.tolist()), _Tail.of(*reference.fused.tolist())
         self._judged = lru_cache(_KEPT)(self._judge)
 
     def judge(self, events: int, values: tuple[float, ...], beside: tuple[float, ...] = ()) -> Judged:
@@ -90,13 +124,34 @@ class OwnScores:
         return self._judged(bisect_right(BUCKET_EDGES, events), values, beside)
 
     def _judge(self, bucket: int, values: tuple[float, ...], beside: tuple[float, ...]) -> Judged:
-        row = np.zeros((1, len(TERMS)))
-        row[0, _PLACES] = np.minimum(values, self._most)
-        nats = self._reference.terms(np.array([(1, *BUCKET_EDGES)[bucket]]), row)
-        counted = self._counted(nats)
-        fused = self._reference.fuse(np.append(counted, [beside], axis=1) if beside else counted)
-        score = float(self._reference.level(fused)[0])
-        return Judged(round(score, 6), tuple(nats[0, _PLACES].tolist()))
+        nats = [
+            _bounded(tail.nats(min(value, most)), self._most_nats)
+            for tail, value, most in zip(self._tails[bucket], values, self._most, strict=True)
+        ]
+        each = [*self._counted(nats), *self._others[bucket], *beside]
+        together = self._summed.nats(sum([nat - 1.0 for nat in each if nat > 1.0]))
+        most = max(*each, together)
+        alone = sum([exp(nat - most) for nat in each]) / len(each)
+        fused = most + log(0.5 * alone + 0.5 * exp(together - most))
+        return Judged(round(_score(self._fused.nats(fused)), 6), tuple(nats))
+
+
+def _bounded(nats: float, most: float) -> float:
+    return min(nats, most + log1p(max(nats - most, 0.0)))
+
+
+def _once(nats: list[float]) -> list[float]:
+    """As ``fusion.once``, of `OWN_TERMS`."""
+    haste_nats, *buying = nats
+    counted = [haste_nats, *(_bounded(each, log(HEAVY_BUYERS)) for each in buying)]
+    rarest = counted.index(max(counted))
+    return [each if place == rarest else 0.0 for place, each in enumerate(counted)]
+
+
+def _score(nats: float) -> float:
+    """As ``fusion.scores_of``."""
+    beyond = nats - _RARE_NATS
+    return 1.0 - 1e-4 / (1.0 + beyond) if beyond > 0.0 else -expm1(-max(nats, 0.0))
 
 
 @cache

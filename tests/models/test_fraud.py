@@ -14,6 +14,7 @@ from models.fraud.habits import KINDS as HABITS
 from models.fraud.habits import Habits
 from models.fraud.measuring import average_precision, recall_at
 from models.fraud.meetings import KINDS, Meetings
+from models.fraud.own_terms import OWN_TERMS, OwnScores
 from models.fraud.paths import Paths
 from models.fraud.watch import TERMS, Engagements, watched
 
@@ -227,6 +228,32 @@ def test_reference_survives_its_manifest() -> None:
     assert read.nats(np.full(300, 9), values) == pytest.approx(
         reference.nats(np.full(300, 9), values), abs=1e-3
     )
+
+
+def test_one_user_is_scored_as_a_population_is() -> None:
+    """The score by numbers and the score by arrays are one, for any values and number of events."""
+    rng = np.random.default_rng(0)
+    learned = rng.exponential(2.0, (2000, len(TERMS))) * (rng.random((2000, len(TERMS))) < 0.6)
+    reference = Reference.fit(rng.integers(1, 400, 2000), learned, np.ones(2000, bool), np.arange(2000))
+    scores = OwnScores(reference)
+    events = np.array([1, 3, 4, 20, 255, 256, 5000]).repeat(60)
+    values = np.zeros((len(events), len(TERMS)))
+    places = [TERMS.index(term) for term in OWN_TERMS]
+    shape = len(events), len(places)
+    values[:, places] = rng.uniform(0.0, 12.0, shape) * (rng.random(shape) < 0.5)
+    beside = rng.uniform(0.0, 9.0, (len(events), 3)) * (rng.random((len(events), 3)) < 0.5)
+    nats = reference.terms(events, values)
+    fused = reference.fuse(np.append(once(nats), beside, axis=1))
+    judged = [
+        scores.judge(number, tuple(mine), tuple(others))
+        for number, mine, others in zip(
+            events.tolist(), values[:, places].tolist(), beside.tolist(), strict=True
+        )
+    ]
+    assert len({one.score for one in judged}) > 200
+    # A sum of a dozen numbers may end one unit in the last place apart; scores have six places.
+    assert [one.score for one in judged] == pytest.approx(reference.level(fused).tolist(), abs=5.1e-7)
+    assert np.array([one.nats for one in judged]) == pytest.approx(nats[:, places], abs=1e-12)
 
 
 def test_many_attackers_hide_one_another_only_so_far() -> None:

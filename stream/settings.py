@@ -420,8 +420,10 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
             _place(values, secret, _secret_file(name, value))
         else:
             close = difflib.get_close_matches(upper, known, n=1)
-            hint = f"Did you mean {close[0]}?" if close else "`foreclick worker --help` lists the settings."
-            raise ConfigurationError(f"Unknown setting {name} in the environment. {hint}")
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigurationError(
+                f"Unknown setting {name} in the environment.{hint} `foreclick worker --settings` lists all."
+            )
     for name, value in overrides.items():
         if value is not None:
             _place(values, PREFIX + name.upper(), value)

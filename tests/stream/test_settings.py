@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from stream.errors import ConfigurationError
-from stream.settings import load_settings
+from stream.settings import PREFIX, Settings, _variables, load_settings
+from tests.command_line import foreclick
 
 
 def test_nested_variables_and_flags_reach_their_fields() -> None:
@@ -39,6 +41,17 @@ def test_a_wrong_variable_is_named_with_what_to_do(variable: str, value: str, sa
     with pytest.raises(ConfigurationError) as caught:
         load_settings({variable: value})
     assert said in str(caught.value)
+
+
+def test_every_variable_is_listed_where_an_unknown_one_sends_to() -> None:
+    """What a message names must be there: each setting, a secret as its file, with its default and reason."""
+    with pytest.raises(ConfigurationError, match="`foreclick worker --settings` lists all"):
+        load_settings({"FORECLICK_QQQQQQQQ": "1"})
+    ran = foreclick("worker", "--settings")
+    listed = {line.split()[0] for line in ran.out.splitlines()}
+    assert ran.code == 0
+    assert listed == {name + "_FILE" * secret for name, secret in _variables(Settings, PREFIX)}
+    assert re.search(r"^FORECLICK_ON_DATA_LOSS +exit +when retention has passed", ran.out, re.MULTILINE)
 
 
 def test_secrets_come_from_files_and_are_never_shown(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ class Metrics(StageMetrics):
         self.owned = gauge("partitions_owned", "Partitions that the group gave to this worker")
         self.open = gauge("partitions_open", "Partitions that are being processed")
         self.degraded = gauge("degraded", "1 when the model fell back from its device to the CPU")
+        # Of a registry of our own, which has no collector of the process.
+        gauge("start_time_seconds", "When this worker started, Unix time").set_to_current_time()
         self._reasons = {name: self.released.labels(name) for name in ("full", "deadline", "flush")}
 
     def use_model(self, model: str, version: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from stream.label_join import Tally
 from stream.label_metrics import LabelMetrics
-from stream.metrics import Metrics
+from stream.metrics import GroupMetrics, Metrics
 from stream.settings import PREFIX, Settings, _variables
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -38,6 +38,7 @@ def exposed() -> set[str]:
     """Names that a worker's /metrics may show."""
     names: set[str] = set()
     metrics = Metrics()
+    GroupMetrics(metrics)
     LabelMetrics(metrics, Tally)
     for line in metrics.text().decode().splitlines():
         if line.startswith("# TYPE "):
@@ -85,11 +86,22 @@ def test_every_metric_of_a_rule_exists() -> None:
         "foreclick_degraded",
         "foreclick_position_mismatch_total",
         "foreclick_transactions_total",
+        "foreclick_start_time_seconds",
+        "foreclick_groups_lag_records",
+        "foreclick_labels_lag_records",
+        "foreclick_groups_position_mismatch_total",
+        "foreclick_labels_position_mismatch_total",
     ],
 )
 def test_what_goes_wrong_has_a_rule(metric: str) -> None:
-    """Lag, dead letters, a lost device, a lost marker, commits that stop."""
+    """Lag, dead letters, a lost device, a lost marker, commits that stop, a worker that ends after each start."""
     assert any(metric in rule["expr"] for rule in rules())
+
+
+def test_workers_that_are_all_gone_are_noticed() -> None:
+    """Targets that are discovered go with their pods, and a series that is not there is not 0."""
+    (down,) = [rule for rule in rules() if rule["alert"] == "ForeclickDown"]
+    assert 'absent(up{job="foreclick"})' in down["expr"]
 
 
 def test_every_metric_of_the_dashboard_exists_and_every_panel_has_a_unit() -> None:

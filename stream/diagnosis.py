@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from confluent_kafka import TopicPartition
 
-from models.errors import ForeclickError
+from models.errors import ForeclickError, ModelError
+from stream.activation import newest_first, refusal
 from stream.broker.client import connect
 from stream.broker.topics import TopicInfo
 from stream.engine.store import lock_data_dir
 from stream.errors import StoreError
-from stream.events import Event, Rejection, decode_events, unknown_fields
-from stream.formats import adapt_object
+from stream.events import Adapt, Event, Rejection, decode_events, unknown_fields
+from stream.formats import adapt_object, record_adapter
 from stream.local_rows import TABLE
 from stream.settings import Settings
-from stream.topic_reader import Bounds, CommittedRecord, bounds, read, reader
+from stream.topic_reader import Bounds, CommittedRecord, bounds, read, read_all, reader
 from stream.topics import Finding, check, existing
 
 SAMPLE_RECORDS = 1000
 SUSPECT_SHARE = 0.01  # of dead letters: below it there is always some dirt
 MANY_WAITING = 1_000_000  # records that a stage has not read
 FREE_BYTES_WARN = 1 << 30
+
+YEAR_2000_MS = 946_684_800_000  # seconds taken for milliseconds lie in 1970
 
 _decode = msgspec.json.Decoder().decode
 
@@ -44,6 +48,7 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
         yield from guarded(lambda: sample(settings))
         yield from guarded(lambda: second_stage(settings))
         yield from guarded(lambda: labels_stage(settings))
+        yield from guarded(lambda: activated(settings))
     yield from guarded(lambda: model(settings))
     yield from guarded(lambda: data_directory(settings.data_dir))
 
@@ -71,7 +76,14 @@ def sample(settings: Settings) -> list[Finding]:
     """The newest records of the input, as the pipeline would judge them."""
     source = existing(settings, settings.clicks_topic)
     records = list(newest(settings, source, SAMPLE_RECORDS))
-    return judge([record.key for record in records], [record.value for record in records], source.name)
+    keys, values = [record.key for record in records], [record.value for record in records]
+    adapt = record_adapter(settings.input_format)
+    findings = judge(keys, values, source.name, adapt)
+    decoded = decode_events(keys, values, adapt)
+    times_ms = [event.event_time_ms for event in decoded if isinstance(event, Event)]
+    return findings + judge_times(
+        times_ms, source.name, int(time.time() * 1000), settings.future_limit_s * 1000
+    )
 
 
 def newest(settings: Settings, topic: TopicInfo, count: int) -> Iterator[CommittedRecord]:
@@ -116,11 +128,13 @@ def unread(settings: Settings, name: str, group_id: str) -> int:
     return sum(max(0, found.end - max(found.start, read_to[number], 0)) for number, found in ends.items())
 
 
-def judge(keys: list[bytes | None], values: list[bytes | None], topic: str) -> list[Finding]:
+def judge(
+    keys: list[bytes | None], values: list[bytes | None], topic: str, adapt: Adapt = adapt_object
+) -> list[Finding]:
     """What would become of records of the input, and why."""
     if not keys:
         return [Finding("ok", f"Topic {topic} has no records to look at yet")]
-    decoded = decode_events(keys, values, adapt_object)
+    decoded = decode_events(keys, values, adapt)
     rejected = [event for event in decoded if isinstance(event, Rejection)]
     reasons = Counter(rejection.reason for rejection in rejected)
     findings = []
@@ -153,6 +167,35 @@ def judge(keys: list[bytes | None], values: list[bytes | None], topic: str) -> l
     return findings
 
 
+def judge_times(times_ms: Sequence[int], topic: str, now_ms: int, future_limit_ms: int) -> list[Finding]:
+    """What the events' own times say of clocks and units; nothing when they are plausible.
+
+    Args:
+        now_ms: of this machine's clock, which a worker here would go by.
+    """
+    findings = []
+    if ahead := [each for each in times_ms if each > now_ms + future_limit_ms]:
+        furthest_s = (max(ahead) - now_ms) // 1000
+        findings.append(
+            Finding(
+                "fail" if len(ahead) > len(times_ms) / 2 else "warn",
+                f"{len(ahead)} of {len(times_ms)} events of {topic} are ahead of this machine's clock, by up to "
+                f"{furthest_s:,} s: a worker here makes them dead letters, `future`. Set the clock that is wrong, this "
+                "one (date -u) or the producer's; then send them again: foreclick dlq replay --reason future",
+            )
+        )
+    if early := [each for each in times_ms if each < YEAR_2000_MS]:
+        findings.append(
+            Finding(
+                "warn",
+                f"{len(early)} of {len(times_ms)} events of {topic} are from before the year 2000, such as "
+                f"event_time_ms {early[0]}. Seconds instead of milliseconds make all pauses a thousandth and end no "
+                "session: mend the producer",
+            )
+        )
+    return findings
+
+
 def _keyed_by_another(event: Event | Rejection | None, value: bytes | None) -> bool:
     if not isinstance(event, Rejection) or event.reason not in ("missing_key", "key_mismatch"):
         return False
@@ -172,6 +215,36 @@ def model(settings: Settings) -> Iterator[Finding]:
     folder = settings.model or bundled()
     artefact = load_artefact(folder)
     yield Finding("ok", f"Model {artefact.name}/{artefact.version} in {folder}")
+
+
+def activated(settings: Settings) -> list[Finding]:
+    """Whether a worker that starts here could serve what was activated last."""
+    control = existing(settings, settings.control_topic)
+    records = read_all(settings.kafka.librdkafka(), control.name, control.partitions)
+    return list(judge_activated([record.value for record in records], settings.model_root))
+
+
+def judge_activated(records: Iterable[bytes | None], model_root: Path | None) -> Iterator[Finding]:
+    """The same of the values of the control topic, with models in ``model_root`` or where who asked saw them."""
+    from models.registry import load_artefact
+
+    asked = next(iter(newest_first(records)), None)
+    if asked is None:
+        return
+    folder = asked.folder(model_root)
+    try:
+        because = refusal(load_artefact(folder).manifest, asked.sha256)
+    except ModelError as error:
+        because = str(error)
+    if because is None:
+        yield Finding("ok", f"Activated is {asked.label} in {folder}")
+    else:
+        yield Finding(
+            "warn",
+            f"Activated is {asked.label}, which a worker that starts here refuses: {because} It would serve an older "
+            "activation or FORECLICK_MODEL. Copy the model to where FORECLICK_MODEL_ROOT says, or activate another: "
+            "foreclick models activate",
+        )
 
 
 def data_directory(folder: Path) -> Iterator[Finding]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stream.diagnosis import data_directory, guarded, judge
+from models.registry import load_artefact, untrained
+from stream.activation import Activation
+from stream.diagnosis import data_directory, guarded, judge, judge_activated, judge_times
 from stream.engine.store import lock_data_dir
 from stream.errors import TopicError
+from stream.formats import record_adapter
 from tests.command_line import foreclick
 
 
@@ -56,6 +59,48 @@ def test_unknown_fields_are_shown() -> None:
     """They are no fault, but the model does not see them."""
     findings = judge([b"u"] * 3, [record("u", colour="red")] * 3, "clicks")
     assert findings[1] == ("ok", "Fields that the model does not see: colour 3")
+
+
+def test_a_wrong_clock_is_said_before_the_dead_letters_are_counted() -> None:
+    """To a worker whose clock is a year behind every event comes from the future; which one is wrong it cannot know."""
+    now_ms = 1_735_000_000_000
+    (finding,) = judge_times([now_ms + 31_536_000_000] * 3, "clicks", now_ms, 300_000)
+    assert finding.level == "fail"
+    assert (
+        "3 of 3 events of clicks are ahead of this machine's clock, by up to 31,536,000 s" in finding.message
+    )
+    assert "foreclick dlq replay --reason future" in finding.message
+    assert judge_times([now_ms + 300_000, now_ms - 10**10], "clicks", now_ms, 300_000) == []
+
+
+def test_seconds_that_are_taken_for_milliseconds_are_said() -> None:
+    """The pipeline takes them, since a log may be as old as that, and would never see a session end."""
+    (finding,) = judge_times([1_735_000_000, 1_735_000_000_000], "clicks", 1_736_000_000_000, 300_000)
+    assert finding.level == "warn"
+    assert "1 of 2 events of clicks" in finding.message
+    assert "event_time_ms 1735000000." in finding.message
+
+
+def test_an_activated_model_that_is_not_here_is_said(tmp_path: Path) -> None:
+    """A worker that starts on this machine would quietly serve an older one, while the bundled one is found well."""
+    folder = untrained(tmp_path / "models", name="shop", version="2")
+    sha256 = load_artefact(folder).manifest["weights"]["sha256"]
+    record = Activation("shop", "2", sha256, str(tmp_path / "models"), 0, "mary").encode()
+    assert list(judge_activated([], None)) == []
+    assert [finding.level for finding in judge_activated([record], None)] == ["ok"]
+    (finding,) = judge_activated([record], tmp_path)
+    assert finding.level == "warn"
+    assert (
+        f"shop/2, which a worker that starts here refuses: Model folder {tmp_path}/shop/2" in finding.message
+    )
+
+
+def test_records_are_judged_in_the_format_that_the_worker_reads() -> None:
+    """A worker that is told of GA4 rejects what another one would take for Segment."""
+    event = {"type": "track", "event": "Product Viewed", "messageId": "m", "userId": "u"}
+    value = json.dumps({**event, "timestamp": "2024-05-01T12:00:00Z", "properties": {"product_id": "p"}})
+    assert judge([b"u"], [value.encode()], "clicks")[0].level == "ok"
+    assert judge([b"u"], [value.encode()], "clicks", record_adapter("ga4"))[0].level == "warn"
 
 
 def test_an_error_of_one_check_is_a_finding() -> None:

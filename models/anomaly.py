@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from models.columns import WINDOW, Columns
 from models.features import padded_rows
 
-STATISTICS = ("regular_gaps", "action_loop", "same_items")
 BUCKET_EDGES = (2, 4, 8, 16, 32)
 BUCKETS = len(BUCKET_EDGES) + 1
 LEVELS = np.array(

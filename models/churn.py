@@ -158,7 +158,7 @@ def silence_deadlines(
 
 
 def least_silences(
-    mixture_3CN: NDArray[np.floating], horizon_s: float, threshold: float, *, first_s: int = FIRST_SILENCE_S
+    mixture_3CN: NDArray[np.floating], horizon_s: float, threshold: float
 ) -> NDArray[np.int64]:
     """A silence of each user that is surely shorter than what ``silence_deadlines`` says; 0 where no bound tells one.
 
@@ -166,7 +166,7 @@ def least_silences(
     1 - S(a + H) / S(b). The answer is the end of the last piece up to which that is above the threshold.
 
     Args:
-        mixture_3CN, horizon_s, threshold, first_s: as of ``silence_deadlines``.
+        mixture_3CN, horizon_s, threshold: as of ``silence_deadlines``, with its usual limits.
     """
     weight_CN, mean_CN, sigma_CN = torch.from_numpy(np.asarray(mixture_3CN, np.float32))
     parts = list(zip(weight_CN, mean_CN, 1 / (sigma_CN * sqrt(2)), strict=True))
@@ -181,11 +181,11 @@ def least_silences(
     answer_N = np.zeros(weight_CN.shape[1], np.int64)
     going_on_N = np.ones(weight_CN.shape[1], np.bool_)
     for start, end in pairwise(_PIECES):
-        at_end_N = survival(end * first_s)
-        sure_N = survival(start * first_s + horizon_s) < at_end_N * (1 - threshold - _MARGIN)
+        at_end_N = survival(end * FIRST_SILENCE_S)
+        sure_N = survival(start * FIRST_SILENCE_S + horizon_s) < at_end_N * (1 - threshold - _MARGIN)
         # Where nothing is left of S the search decides in logarithms, which this cannot foresee.
         going_on_N &= (sure_N & (at_end_N > _LEAST_SURVIVAL)).numpy()
-        answer_N[going_on_N] = end * first_s
+        answer_N[going_on_N] = end * FIRST_SILENCE_S
     return answer_N
 
 
@@ -227,27 +227,20 @@ def _search(
     return answer, decided
 
 
-def odds_deadlines(
-    odds: ReturnOdds,
-    base_N: NDArray[np.float64],
-    threshold: float,
-    *,
-    first_s: int = FIRST_SILENCE_S,
-    last_s: int = LAST_SILENCE_S,
-) -> NDArray[np.int64]:
+def odds_deadlines(odds: ReturnOdds, base_N: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
     """``silence_deadlines`` of return odds: the first whole second at which the chance is below the threshold.
 
     Args:
         odds: of the model.
         base_N: of ``ReturnOdds.bases``.
-        threshold, first_s, last_s: as of ``silence_deadlines``.
+        threshold: as of ``silence_deadlines``.
     """
     away = np.log1p(-threshold) - np.log(threshold)
-    power = np.minimum((away - base_N) / odds.slope, np.log1p(last_s / DAY_S) + 1.0)
-    near = np.floor(np.clip(np.expm1(power) * DAY_S, first_s, last_s)).astype(np.int64)
+    power = np.minimum((away - base_N) / odds.slope, np.log1p(LAST_SILENCE_S / DAY_S) + 1.0)
+    near = np.floor(np.clip(np.expm1(power) * DAY_S, FIRST_SILENCE_S, LAST_SILENCE_S)).astype(np.int64)
     found = np.zeros(len(near), np.int64)
     for step in (2, 1, 0, -1):  # the formula and the chance itself may round a second apart
-        silence = np.clip(near + step, first_s, last_s)
+        silence = np.clip(near + step, FIRST_SILENCE_S, LAST_SILENCE_S)
         found = np.where(expit(-odds.log_odds(base_N, silence)) < threshold, silence, found)
     return found
 

@@ -7,7 +7,6 @@ users that the trees were not fitted on: the tuning users', and the others' from
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +102,6 @@ def fit_fake_order(
     *,
     seed: int = 1,
     least_labels: int = LEAST_LABELS,
-    tell: Callable[[str], None] | None = None,
 ) -> FittedFakeOrder | None:
     """Fit the head; None if the users to fit on have fewer than two of either kind.
 
@@ -113,12 +111,9 @@ def fit_fake_order(
         spec: vocabulary and scaling of the model.
         seed: of the trees and of the folds.
         least_labels: labelled users of the rarer kind, fit and tune together, that a probability needs.
-        tell: is told what is being done.
     """
     if min(fit.users) < FEWEST:
         return None
-    if tell is not None:
-        tell(f"fitting fake_order on {fit.users[1]} positive and {fit.users[0]} negative users")
     statistics = _blank(spec, fit.columns)
     z_NF = _inputs(statistics, fit, spec)
     head = _boosted(statistics, z_NF, fit, seed)

@@ -158,15 +158,12 @@ def describe(
     churn_horizon_s: float = DEFAULT_CHURN_HORIZON_S,
     longest_gap_s: float = DEFAULT_CHURN_HORIZON_S,
     calibration: dict[str, Any] | None = None,
-    thresholds: dict[str, float] | None = None,
     training: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A manifest without what ``save_artefact`` fills in.
 
     Args:
         calibration: by head, how its probabilities were calibrated on the tuning users.
-        thresholds: from which value on an answer counts as a yes; those not given are ``DEFAULT_THRESHOLDS``.
     """
     return {
         "format": FORMAT,
@@ -190,9 +187,9 @@ def describe(
         },
         "anomaly": reference.as_dict(),
         "calibration": calibration or {},
-        "thresholds": {**DEFAULT_THRESHOLDS, **(thresholds or {})},
+        "thresholds": dict(DEFAULT_THRESHOLDS),
         "training": training or {},
-        "metrics": metrics or {},
+        "metrics": {},
     }
 
 

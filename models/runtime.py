@@ -42,29 +42,26 @@ def _keep_freed_memory() -> None:
 class StepEngine:
     """Advances users' states by the events of a micro-batch and says what comes next.
 
-    Call ``step`` one call at a time: it limits torch to ``threads`` threads there. It holds the interpreter lock
+    Call ``step`` one call at a time: it limits torch to one thread there. It holds the interpreter lock
     only between array operations.
     """
 
-    def __init__(self, artefact: Artefact, device: str = "auto", threads: int = 1) -> None:
+    def __init__(self, artefact: Artefact, device: str = "auto") -> None:
         """Prepare the network of an artefact.
 
         Args:
             artefact: of ``models.registry.load_artefact``.
             device: ``auto`` takes CUDA when there is one.
-            threads: of torch's own pool, within this engine's thread.
         """
         self.artefact = artefact
-        self.threads = threads
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device_name = device
         self.degraded = False
         _keep_freed_memory()
         self._use(device)
 
     def _use(self, device: str) -> None:
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(1)
         self.device_name = device
         self.prepared = PreparedNetwork(self.artefact, device)
 
@@ -116,6 +113,6 @@ class StepEngine:
             return self._inferred(step)
 
     def _inferred(self, step: Callable[[], R]) -> R:
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(1)
         with torch.inference_mode():
             return step()

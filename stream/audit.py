@@ -20,6 +20,8 @@ from stream.stage import FENCE_KEY
 
 Position = tuple[int, int]
 
+_PATIENCE_S = 30.0  # without a record, before a topic's end
+
 
 @dataclass
 class Audit:
@@ -41,7 +43,7 @@ class Audit:
     produced_ms: dict[Position, int] = field(default_factory=dict)
 
 
-def read_topic(client: dict[str, Any], topic: str, idle_s: float = 30.0) -> Iterator[Message]:
+def read_topic(client: dict[str, Any], topic: str) -> Iterator[Message]:
     """Every committed record of a topic up to its end as it stands now, partition by partition interleaved."""
     consumer = Consumer(
         {
@@ -62,7 +64,7 @@ def read_topic(client: dict[str, Any], topic: str, idle_s: float = 30.0) -> Iter
             messages = consumer.consume(5000, 0.5)
             if messages:
                 since = time.monotonic()
-            elif time.monotonic() - since > idle_s:
+            elif time.monotonic() - since > _PATIENCE_S:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{topic} did not reach its end"))
             for message in messages:
                 error = message.error()

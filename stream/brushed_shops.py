@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 from stream.alerts import Alert
 from stream.group_detectors import SHOP, Fold, Group, GroupEvent
-from stream.order_brushing import KIND, Order, OrderBrushing, ShopOrders
+from stream.order_brushing import KIND, OrderBrushing, ShopOrders, order_of
 
 __all__ = ["BrushedShops"]
 
@@ -39,9 +39,7 @@ class BrushedShops:
         """Remember the orders among the events, then judge every window that is complete."""
         known, alerts = ShopOrders.of_row(row), list[Alert]()
         for event in events:
-            if event.action == "purchase":
-                order_id = event.order_id or event.event_id or f"{event.partition}/{event.offset}"
-                order = Order(event.event_time_ms, order_id, event.user_id, event.partition, event.offset)
+            if (order := order_of(event, event.partition, event.offset)) is not None:
                 known.last_ms = max(known.last_ms, order.event_time_ms)
                 alerts += self.rule.add(group.id, known, order)[1]
         alerts += self.rule.judge(group.id, known, watermark_ms)

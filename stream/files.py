@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from stream.errors import ConfigurationError, InputFileError
-from stream.events import Event, Rejection, decode_events
 from stream.formats import (
     FILE_FORMATS,
     FORMATS,
@@ -38,7 +37,7 @@ from stream.formats import (
 )
 from stream.formats.tpp import TPP
 
-__all__ = ["FileRecord", "LogFile", "read_events", "read_log", "read_records"]
+__all__ = ["FileRecord", "LogFile", "read_log", "read_records"]
 
 #: A quoted cell that runs over more lines than this is a stray quote: only its first line is rejected.
 _MAX_CELL_LINES = 100
@@ -99,19 +98,6 @@ def read_records(
 ) -> list[FileRecord]:
     """The records of a file; arguments and errors as `read_log`."""
     return read_log(path, format, **options).records
-
-
-def read_events(
-    path: str | Path,
-    format: str = "auto",  # noqa: A002 - the flag's name
-    **options: Any,
-) -> Iterator[tuple[int, Event | Rejection]]:
-    """Line number and Event or Rejection of each line, by the pipeline's decoder; arguments as `read_log`."""
-    records = read_records(path, format, **options)
-    decoded = decode_events([record.key for record in records], [record.value for record in records])
-    for record, event in zip(records, decoded, strict=True):
-        if event is not None:
-            yield record.line, event
 
 
 def read_log(

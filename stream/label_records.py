@@ -21,7 +21,6 @@ from stream.alerts import Alert
 from stream.events import MAX_USER_ID_BYTES, EventTimeMs, Rejection
 
 __all__ = [
-    "LABEL_REASONS",
     "MAX_LABEL_BYTES",
     "ORDERS_KEY",
     "Label",
@@ -41,19 +40,6 @@ MAX_ID_BYTES: Final = 512
 #: Key of the records that hold orders.
 ORDERS_KEY: Final = b"\0orders"
 _MOST_ORDERS: Final = 256  # of one record: 264 KiB with ids of 512 bytes, and as many folds without a pause
-
-#: Why a record of the topic is no label, or joins nothing.
-LABEL_REASONS: Final = (
-    "undecodable",
-    "wrong_type",
-    "missing_field",
-    "too_large",
-    "missing_key",
-    "key_mismatch",
-    "bad_user_id",
-    "contradictory_label",
-    "unknown_subject",
-)
 
 Id = Annotated[str, Meta(min_length=1)]
 SubjectType = Literal["order", "user", "event"]

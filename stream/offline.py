@@ -23,7 +23,7 @@ from stream.rounds import FoldedRound
 from stream.scoring import ClicksRequest
 from stream.settings import Settings
 from stream.silence import PartitionTimers, SortedIndex, moved_timers
-from stream.stage import RESERVED, Message, Rendered
+from stream.stage import RESERVED, Rendered
 
 MICRO_BATCH = 4096
 NO_TOPIC_ID = bytes(16)  # of records that come from a file
@@ -113,24 +113,6 @@ def score_batches(
                 rows[key] = row
         work.pass_time(rendered.watermark_ms, rendered.said_before)
         yield rendered
-
-
-def score_records(
-    records: Iterable[Any],
-    settings: Settings,
-    artefact: Artefact,
-    step_engine: StepEngine,
-    topic: str,
-    topic_id: bytes = NO_TOPIC_ID,
-    partition: int = 0,
-    **options: Any,
-) -> Iterator[Message]:
-    """Key, value and headers of each prediction, in the order of the records; arguments as ``score_batches``."""
-    batches = score_batches(
-        records, settings, artefact, step_engine, topic, topic_id=topic_id, partition=partition, **options
-    )
-    for rendered in batches:
-        yield from rendered.messages.get(settings.predictions_topic, ())
 
 
 def _outcome(coroutine: Coroutine[Any, Any, Rendered]) -> Rendered:

@@ -33,6 +33,7 @@ import msgspec
 from stream.alerts import END_MS, Alert, severity_of
 from stream.errors import ConfigurationError
 from stream.events import Event
+from stream.group_detectors import GroupEvent
 from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "Order", "OrderBrushing", "OrderCounts", "ShopLog", "ShopOrders", "order_of"]
@@ -276,7 +277,7 @@ class OrderBrushing:
         )
 
 
-def order_of(event: Event, partition: int, offset: int) -> Order | None:
+def order_of(event: Event | GroupEvent, partition: int, offset: int) -> Order | None:
     """An event as an order of its shop; None when it is no purchase. An order without an id is its place."""
     if event.action != "purchase":
         return None
@@ -323,14 +324,13 @@ class ShopLog:
         for shop, known in self.shops.items():
             yield from self.rule.finish(shop, known)
 
-    def alerts(self, events: Iterable[tuple[int, Event]], partition: int = 0) -> list[Alert]:
-        """The alerts of a whole log, by the time at which they were possible.
+    def alerts(self, events: Iterable[tuple[int, Event]]) -> list[Alert]:
+        """The alerts of a whole log, partition 0 in evidence, by the time at which they were possible.
 
         Args:
             events: offsets and events, in the sequence of arrival.
-            partition: that evidence names.
         """
-        found = [alert for offset, event in events for alert in self.take(event, partition, offset)]
+        found = [alert for offset, event in events for alert in self.take(event, 0, offset)]
         found += self.finish()
         return sorted(found, key=lambda alert: (alert.event_time_ms, alert.subject))
 

@@ -23,10 +23,10 @@ SAMPLE_EVENTS: Final = 4000
 _ROWS_AT_ONCE: Final = 1024
 
 
-def sample_of_users(columns: Columns, events: int = SAMPLE_EVENTS, seed: int = 0) -> Columns:
+def sample_of_users(columns: Columns, events: int = SAMPLE_EVENTS) -> Columns:
     """Users drawn at random until they have so many events, whole, in their order; all if there are no more."""
     lengths = np.bincount(columns["row"])
-    drawn = np.random.default_rng(seed).permutation(len(lengths))
+    drawn = np.random.default_rng(0).permutation(len(lengths))
     enough = int(np.searchsorted(np.cumsum(lengths[drawn]), events)) + 1
     return histories(columns, np.flatnonzero(np.isin(columns["row"], drawn[:enough])))
 

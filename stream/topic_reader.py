@@ -157,10 +157,8 @@ def offsets_since(consumer: Consumer, topic: str, partitions: int, time_ms: int)
     }
 
 
-def follow(
-    consumer: Consumer, starts: Mapping[tuple[str, int], int], idle_s: float = 0.5
-) -> Iterator[CommittedRecord | None]:
-    """Committed records from the given offsets on, for ever; None whenever there was nothing for ``idle_s``.
+def follow(consumer: Consumer, starts: Mapping[tuple[str, int], int]) -> Iterator[CommittedRecord | None]:
+    """Committed records from the given offsets on, for ever; None whenever there was nothing for half a second.
 
     Args:
         consumer: from ``reader``; it is assigned here.
@@ -172,7 +170,7 @@ def follow(
     consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in starts.items()])
     while True:
         quiet = True
-        for message in consumer.consume(500, idle_s):
+        for message in consumer.consume(500, 0.5):
             error = message.error()
             if error is None:
                 quiet = False

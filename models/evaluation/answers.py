@@ -25,7 +25,6 @@ class Answers:
         purchase_code: of the vocabulary, -1 without one.
         gap_unit_s: the unit in which gap errors are told, seconds.
         from_ms: events before this moment are history and do not count.
-        seed: of the resamples.
 
     ``missing`` says, for each head that cannot be measured on these events, why.
     """
@@ -36,12 +35,11 @@ class Answers:
         purchase_code: int,
         gap_unit_s: float = 1.0,
         from_ms: int | None = None,
-        seed: int = 0,
     ) -> None:
         self.columns, self.gap_unit_s = columns, gap_unit_s
         self.user_N = columns["row"]
         self.users = int(self.user_N[-1]) + 1 if len(self.user_N) else 0
-        self.resamples = Resamples(self.users, seed)
+        self.resamples = Resamples(self.users)
         counted = scored_events(columns, purchase_code, from_ms)
         self.purchase_N = targets_of(columns, purchase_code).purchase
         self.gap_s_N = next_gap_s(columns)

@@ -72,9 +72,8 @@ def evaluated_churn(
     moment_ms: int | None = None,
     *,
     engine: StepEngine | None = None,
-    with_baselines: bool = True,
 ) -> ChurnEvaluation:
-    """Ask who stays away at a moment.
+    """Ask who stays away at a moment; recency, logistic regression and boosted trees are asked beside the model.
 
     Args:
         columns: each user's events contiguous and in order.
@@ -83,7 +82,6 @@ def evaluated_churn(
         moment_ms: when it is asked; by default one horizon before the log's end.
         engine: of a model to be measured, trained on events before the moment; without, return odds are fitted here
             as ``foreclick train`` fits them.
-        with_baselines: recency, logistic regression and boosted trees beside it.
 
     Raises:
         TrainingError: the log ends before the answers, nobody was there at the moment, or there is nothing to fit on.
@@ -137,16 +135,13 @@ def evaluated_churn(
             figures.add(HEAD, "model", estimates(1 - curves.chance(silence)))
         gap_head = estimates(1 - ReturnCurves(horizon_s, mixture).chance(silence))
         figures.add(HEAD, "model" if odds is None else "gap_head", gap_head)
-    if with_baselines:
-        figures.add(HEAD, "recency", estimates(test.silence_s_N, probability=False))
-        if fit is not None:
-            known, asked_now = _snapshot(before, fit, purchase_code), _snapshot(columns, test, purchase_code)
-            figures.add(
-                HEAD, "logistic_regression", estimates(_logistic(known, fit.stayed_away_N, asked_now))
-            )
-            data = lightgbm.Dataset(known, fit.stayed_away_N, params=_TREES)
-            said = np.asarray(lightgbm.train(_TREES, data, _ROUNDS).predict(asked_now, num_threads=1))
-            figures.add(HEAD, "lightgbm", estimates(said))
+    figures.add(HEAD, "recency", estimates(test.silence_s_N, probability=False))
+    if fit is not None:
+        known, asked_now = _snapshot(before, fit, purchase_code), _snapshot(columns, test, purchase_code)
+        figures.add(HEAD, "logistic_regression", estimates(_logistic(known, fit.stayed_away_N, asked_now)))
+        data = lightgbm.Dataset(known, fit.stayed_away_N, params=_TREES)
+        said = np.asarray(lightgbm.train(_TREES, data, _ROUNDS).predict(asked_now, num_threads=1))
+        figures.add(HEAD, "lightgbm", estimates(said))
     return ChurnEvaluation(
         figures, len(away), int(away.sum()), moment, 0 if fit is None else len(fit.stayed_away_N)
     )

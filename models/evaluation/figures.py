@@ -203,9 +203,7 @@ def purchase_by_events(model: str, by_method: Mapping[str, Sequence[tuple[int, E
     return _drawn(draw)
 
 
-def surprisal_by_event(
-    nats: Sequence[float], sessions: Sequence[int], marked: Sequence[bool], width: float = 9.0
-) -> str:
+def surprisal_by_event(nats: Sequence[float], sessions: Sequence[int], marked: Sequence[bool]) -> str:
     """Surprisal of a user's events in their order; sessions take turns in colour, marked events wear a cross.
 
     Args:
@@ -222,4 +220,4 @@ def surprisal_by_event(
         axes.plot(place[at], np.asarray(nats)[at], "x", color="C3", ms=6)
         axes.set(xlabel="event", ylabel="surprisal, nats", xlim=(0.4, len(nats) + 0.6))
 
-    return _drawn(draw, width, 2.6)
+    return _drawn(draw, 9.0, 2.6)

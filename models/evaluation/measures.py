@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.evaluation.intervals import Estimate, Resamples
 
 BINS = 15
+_FOLDS = 5
 # Bounds the loss of one event at 20.7 nats, for methods that call something impossible.
 _LEAST_PROBABILITY = 1e-9
 
@@ -200,11 +201,11 @@ def best_f1_threshold(p_N: NDArray, label_N: Labels) -> float:
     return float(ranked[np.where(last, f1, -1.0).argmax()])
 
 
-def cross_fitted_threshold(p_N: NDArray, label_N: Labels, user_N: Users, folds: int = 5) -> NDArray:
-    """For each event the threshold that is best for the users of the other folds, (N,)."""
+def cross_fitted_threshold(p_N: NDArray, label_N: Labels, user_N: Users) -> NDArray:
+    """For each event the threshold that is best for the users of the other four of five folds, (N,)."""
     threshold = np.full(len(p_N), 0.5)
-    fold = user_N % folds
-    for number in range(folds):
+    fold = user_N % _FOLDS
+    for number in range(_FOLDS):
         others = fold != number
         if label_N[others].any():
             threshold[fold == number] = best_f1_threshold(p_N[others], label_N[others])

@@ -73,11 +73,6 @@ class TopicInfo:
         return int(self.config["max.message.bytes"])
 
     @property
-    def retention_ms(self) -> int:
-        """How long records are kept; -1 is for ever."""
-        return int(self.config["retention.ms"])
-
-    @property
     def delete_retention_ms(self) -> int:
         """How long a compacted topic still shows a tombstone."""
         return int(self.config["delete.retention.ms"])
@@ -123,13 +118,6 @@ def describe_topics(client: Mapping[str, Any], names: Iterable[str]) -> dict[str
         TopicError: the broker refuses to describe one of them.
     """
     return _describe(connect(client), list(dict.fromkeys(names)))  # a name twice is refused
-
-
-def check_topics(client: Mapping[str, Any], specs: Iterable[TopicSpec]) -> list[str]:
-    """What differs from the specifications, a sentence each with its mending command; empty when all is well."""
-    specs = list(specs)
-    found = describe_topics(client, [spec.name for spec in specs])
-    return [finding for spec in specs for finding in _differences(spec, found.get(spec.name))]
 
 
 def ensure_topics(client: Mapping[str, Any], specs: Iterable[TopicSpec]) -> list[str]:
@@ -245,26 +233,6 @@ def _led(admin: AdminClient, wanted: Mapping[str, int]) -> bool:
         and all(partition.leader >= 0 for partition in topics[name].partitions.values())
         for name, partitions in wanted.items()
     )
-
-
-def _differences(spec: TopicSpec, info: TopicInfo | None) -> list[str]:
-    if info is None:
-        return [f"Topic {spec.name} does not exist. Create it: foreclick topics create"]
-    findings = []
-    if info.partitions != spec.partitions:
-        findings.append(_partitions_differ(spec, info))
-    if info.replication_factor < spec.replication_factor:
-        findings.append(
-            f"Topic {spec.name} has replication factor {info.replication_factor}, expected "
-            f"{spec.replication_factor}: a lost broker may lose data. Raise it with kafka-reassign-partitions."
-        )
-    for key, value in spec.config.items():
-        if info.config.get(key) != str(value):
-            findings.append(
-                f"Topic {spec.name} has {key}={info.config.get(key)}, expected {value}. Set it: kafka-configs "
-                f"--alter --entity-type topics --entity-name {spec.name} --add-config {key}={value}"
-            )
-    return findings
 
 
 def _partitions_differ(spec: TopicSpec, info: TopicInfo) -> str:

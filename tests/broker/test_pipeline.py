@@ -21,7 +21,7 @@ from stream.audit import audit, read_topic
 from stream.broker.server_settings import free_port
 from stream.broker.topics import TopicSpec, delete_topics, describe, recreate_topics
 from stream.demo import Pipeline, Tail, Worker, wait_drained
-from stream.offline import OfflineRecord, score_records
+from stream.offline import OfflineRecord, score_batches
 from stream.settings import Settings
 from stream.stage import FENCE_KEY
 from tests.broker.conftest import Make
@@ -101,17 +101,16 @@ def offline(settings: Settings, partition: int) -> list[tuple[Any, Any, Any]]:
     ]
     records.sort(key=lambda record: record.offset)
     topic_id = describe(settings.kafka.librdkafka(), settings.clicks_topic).topic_id
-    return list(
-        score_records(
-            records,
-            settings,
-            artefact,
-            StepEngine(artefact, "cpu"),
-            settings.clicks_topic,
-            topic_id,
-            partition,
-        )
+    batches = score_batches(
+        records,
+        settings,
+        artefact,
+        StepEngine(artefact, "cpu"),
+        settings.clicks_topic,
+        topic_id=topic_id,
+        partition=partition,
     )
+    return [message for batch in batches for message in batch.messages.get(settings.predictions_topic, ())]
 
 
 def assert_exact(settings: Settings) -> None:

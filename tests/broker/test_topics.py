@@ -15,7 +15,6 @@ from confluent_kafka.admin import AdminClient
 from stream.broker.server_settings import free_port
 from stream.broker.topics import (
     TopicSpec,
-    check_topics,
     delete_topics,
     describe,
     describe_topics,
@@ -40,7 +39,6 @@ def test_topics_are_created_once_as_specified(kafka: Kafka, topics: Topics) -> N
     assert (found.partitions, found.replication_factor, found.min_insync_replicas) == (3, 1, 1)
     assert (found.cleanup_policy, found.max_message_bytes) == ("compact", 131_072)
     assert found.delete_retention_ms == 86_400_000
-    assert check_topics(kafka, [spec]) == []
 
 
 def test_topic_id_is_the_one_that_kafka_prints(kafka: Kafka, topics: Topics) -> None:
@@ -88,20 +86,6 @@ def test_another_partition_count_is_an_error(kafka: Kafka, topics: Topics) -> No
     with pytest.raises(TopicError, match=rf"{name} has 2 partitions, expected 3"):
         ensure_topics(kafka, [TopicSpec(name, partitions=3)])
     assert describe(kafka, name).partitions == 2
-
-
-def test_check_names_each_difference(kafka: Kafka, topics: Topics) -> None:
-    """Missing topics, other partition counts, settings and too few copies are one sentence each."""
-    there, missing = topics("there", partitions=2), topics("missing", partitions=0)
-    wanted = TopicSpec(there, partitions=4, config={"cleanup.policy": "compact"}, replication_factor=3)
-    findings = check_topics(kafka, [wanted, TopicSpec(missing, partitions=1)])
-    assert len(findings) == 4
-    for finding, expected in zip(
-        findings,
-        ["2 partitions, expected 4", "replication factor 1, expected 3", "cleanup.policy=delete", missing],
-        strict=True,
-    ):
-        assert expected in finding
 
 
 def test_missing_topic_is_named_with_the_command_that_creates_it(kafka: Kafka, topics: Topics) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from stream.errors import ConfigurationError, InputFileError
-from stream.events import Event, Rejection, decode_events
-from stream.files import FileRecord, read_events, read_log, read_records
+from stream.events import Event, decode_events
+from stream.files import FileRecord, read_log, read_records
 from stream.simulated import simulated_records, soiled_records
 
 TAOBAO = b"7,1,9,pv,1511550520\n8,2,9,buy,1511550510\n7,3,9,cart,1511550520\n"
@@ -110,21 +110,9 @@ def test_foreign_json_is_recognised_line_by_line(write: Any) -> None:
         b'{"event":"Product Viewed","messageId":"m","userId":"b","timestamp":"2024-05-01T10:00:00Z"}',
         b'{"event_name":"purchase","user_pseudo_id":"c","event_timestamp":1714557600250000}',
     ]
-    events = [event for _, event in read_events(write(b"\n".join(lines)))]
+    records = read_records(write(b"\n".join(lines)))
+    events = decode_events([record.key for record in records], [record.value for record in records])
     assert [event.action for event in events if isinstance(event, Event)] == ["view", "view", "purchase"]
-
-
-def test_read_events_judges_with_the_pipelines_decoder(write: Any) -> None:
-    """Reading offline rejects what the pipeline would, with the line's number."""
-    lines = (
-        b'{"user_id":"a","event_time_ms":5,"action":"view"}\n{"user_id":"a","event_time_ms":6}\n{"user_id"\n'
-    )
-    found = dict(read_events(write(lines)))
-    assert isinstance(found[1], Event)
-    assert isinstance(found[2], Rejection)
-    assert found[2].reason == "missing_field"
-    assert isinstance(found[3], Rejection)
-    assert found[3].reason == "undecodable"
 
 
 def test_gzip_and_standard_input_are_read_as_they_are(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:

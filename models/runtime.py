@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from models.columns import WINDOW, Columns
 from models.heads import GapMixture
-from models.micro_batch import TOP_CATEGORIES, MicroBatch, StepResult
+from models.micro_batch import MicroBatch, StepResult
 from models.prepared import PreparedNetwork
 from models.registry import Artefact
 
-__all__ = ["TOP_CATEGORIES", "StepEngine", "StepResult"]
+__all__ = ["StepEngine"]
 
 R = TypeVar("R")
 

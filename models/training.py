@@ -27,6 +27,7 @@ from models.features import (
 )
 from models.fitting import Fitting, Progress
 from models.labelled import LEAST_LABELS, FittedFakeOrder, fit_fake_order, labelled_part
+from models.micro_batch import StepResult
 from models.network import TRUNKS, Architecture, Network
 from models.registry import (
     DEFAULT_CHURN_HORIZON_S,
@@ -39,7 +40,7 @@ from models.registry import (
 )
 from models.related import lifts_without_own, related_categories
 from models.return_odds import fit_return_odds
-from models.runtime import StepEngine, StepResult
+from models.runtime import StepEngine
 from models.sequences import sequences_of
 from models.shortcut import fit_linear, mix_in
 from models.split import Split, scored_events, split_of

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from stream.churn_alerts import ChurnAlertRenderer
+from stream.event_columns import NameCodes
 from stream.events import Adapt
 from stream.group_records import GroupRecords
 from stream.model_step import ServedModel
@@ -15,7 +16,7 @@ from stream.partition_names import PartitionNames
 from stream.rounds import ClicksModel, ClicksRounds
 from stream.rows import RowLayout
 from stream.scoring import ClicksRequest, ClicksWork, Counts, readable_id
-from stream.sessions import FoldRules, NameCodes
+from stream.sessions import FoldRules
 from stream.settings import Settings
 from stream.silence import PartitionTimers
 from stream.stage import Rendered

@@ -25,7 +25,8 @@ from stream.errors import ConfigurationError
 from stream.group_detectors import MEETINGS, GroupDetector
 from stream.group_erasure import AGAIN_KEY, ERASING_KEY, Erasures
 from stream.group_records import GroupRecords, routed
-from stream.groups_stage import SOURCES_KEY, GroupsWork, Sources
+from stream.group_sources import Sources
+from stream.groups_stage import SOURCES_KEY, GroupsWork
 from stream.item_farms import ItemFarms
 from stream.label_notes import group_notes
 from stream.labels_app import label_outputs, noting

@@ -32,7 +32,7 @@ from stream.group_records import Erasure, Watermark, erasure_messages, group_of,
 from stream.group_sources import Sources
 from stream.stage import Message, Rendered, Row
 
-__all__ = ["DecodedGroups", "GroupCounts", "GroupsWork", "Sources"]
+__all__ = ["DecodedGroups", "GroupCounts", "GroupsWork"]
 
 #: Reserved row: the event time that each partition of the source has reached.
 SOURCES_KEY: Final = b"\0w"

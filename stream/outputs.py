@@ -15,11 +15,9 @@ from stream.prediction_values import PREDICTION_SCHEMA, PredictionValues, Scores
 from stream.rendering import rfc3339
 
 __all__ = [
-    "PREDICTION_SCHEMA",
     "TOPIC_KINDS",
     "Headers",
     "PredictionRenderer",
-    "Scores",
     "constant_headers",
     "load_schema",
     "printable_subject",

@@ -18,6 +18,7 @@ import numpy as np
 from models.churn import ReturnCurves
 from models.vocabulary import ActionVocabulary
 from stream.churn_alerts import ChurnAlertRenderer
+from stream.event_columns import NameCodes, columns_of
 from stream.events import Event
 from stream.insistence import insistent_visits
 from stream.model_step import ServedModel, part_of
@@ -25,7 +26,7 @@ from stream.moments import Moment
 from stream.outputs import PredictionRenderer
 from stream.rows import RowLayout, fingerprint_of
 from stream.scoring import ClicksRequest
-from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold, fold_windows
+from stream.sessions import Folded, FoldRules, fold, fold_windows
 from stream.silence_fold import Found, Part, fold_silences
 from stream.stage import Message, Rendered, Row
 from stream.user_news import UserLevels, UserNews

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from stream.errors import BrokenInvariant
-from stream.event_columns import EventColumns, NameCodes, columns_of
+from stream.event_columns import EventColumns
 from stream.rows import RING, RowLayout
 
 __all__ = [
@@ -31,11 +31,8 @@ __all__ = [
     "FUTURE",
     "LATE",
     "NEVER_S",
-    "EventColumns",
     "FoldRules",
     "Folded",
-    "NameCodes",
-    "columns_of",
     "fold",
     "fold_windows",
     "rebuild_columns",

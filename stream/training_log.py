@@ -13,12 +13,13 @@ import numpy as np
 from models.training_log import TrainingLog, by_user
 from models.vocabulary import DEFAULT_ACTIONS, MAX_ACTIONS, OTHER, ActionVocabulary
 from stream.errors import InputFileError
+from stream.event_columns import NameCodes, columns_of
 from stream.events import Event, decode_events
 from stream.files import LogFile
 from stream.formats import adapt_object
 from stream.labels import Labels
 from stream.rows import RowLayout
-from stream.sessions import FoldRules, NameCodes, columns_of, fold
+from stream.sessions import FoldRules, fold
 
 _RARE_CATEGORIES = 1_000_000  # codes remembered while a file is folded
 

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, cast
 from stream.group_detectors import GroupDetector
 from stream.group_erasure import AGAIN_KEY, ERASING_KEY, Erasures
 from stream.group_records import routed
-from stream.groups_stage import SOURCES_KEY, GroupsWork, Sources
+from stream.group_sources import Sources
+from stream.groups_stage import SOURCES_KEY, GroupsWork
 from stream.offline import OfflineRecord
 from stream.stage import RESERVED, SOURCE_KEY, Message, Rendered, Row, SourceMark
 

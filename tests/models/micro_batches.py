@@ -7,7 +7,8 @@ from dataclasses import fields
 import numpy as np
 
 from models.columns import Columns
-from models.runtime import StepEngine, StepResult
+from models.micro_batch import StepResult
+from models.runtime import StepEngine
 from tests.models import synthetic
 
 

@@ -15,14 +15,16 @@ from models.simulator.dirt import Record
 from models.simulator.injection import AccountLabel
 from models.simulator.simulate import simulate
 from models.vocabulary import ActionVocabulary
+from stream.event_columns import NameCodes, columns_of
 from stream.events import Event, decode_events
 from stream.group_detectors import GroupDetector
 from stream.group_records import GroupRecords
-from stream.groups_stage import GroupsWork, Sources
+from stream.group_sources import Sources
+from stream.groups_stage import GroupsWork
 from stream.injecting import inject_into
 from stream.insistence import insistent_visits
 from stream.rows import RowLayout
-from stream.sessions import FoldRules, NameCodes, columns_of, fold
+from stream.sessions import FoldRules, fold
 
 __all__ = ["ATTACKS", "NEGATIVES", "alerts_of", "events_of", "shop_log"]
 

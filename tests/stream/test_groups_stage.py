@@ -33,7 +33,8 @@ from stream.group_detectors import (
 )
 from stream.group_erasure import AGAIN_KEY, ERASING_KEY, MOST_USERS, Erasures
 from stream.group_records import Erasure, GroupRecords, Watermark, meeting_message, read_record
-from stream.groups_stage import MOST_DUE, SETTLE_MS, SOURCES_KEY, GroupsWork, Sources
+from stream.group_sources import Sources
+from stream.groups_stage import MOST_DUE, SETTLE_MS, SOURCES_KEY, GroupsWork
 from stream.item_farms import ItemFarms
 from stream.order_brushing import OrderBrushing, ShopLog
 from stream.outputs import load_schema

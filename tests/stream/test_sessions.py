@@ -12,18 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.errors import BrokenInvariant
+from stream.event_columns import EventColumns
 from stream.rows import RowLayout
-from stream.sessions import (
-    APPLIED,
-    DUPLICATE,
-    FUTURE,
-    LATE,
-    EventColumns,
-    Folded,
-    FoldRules,
-    fold,
-    rebuild_columns,
-)
+from stream.sessions import APPLIED, DUPLICATE, FUTURE, LATE, Folded, FoldRules, fold, rebuild_columns
 from tests.stream.fold_reference import fold_one_by_one
 
 RULES = FoldRules()

@@ -13,12 +13,14 @@ import pytest
 
 from models.fraud.rules import DEFAULT_LIMITS
 from models.vocabulary import ActionVocabulary
+from stream.event_columns import NameCodes, columns_of
 from stream.events import Event, Line
 from stream.group_detectors import USER
 from stream.group_records import GroupRecords, read_record
-from stream.groups_stage import GroupsWork, Sources
+from stream.group_sources import Sources
+from stream.groups_stage import GroupsWork
 from stream.rows import RowLayout
-from stream.sessions import Folded, FoldRules, NameCodes, columns_of, fold
+from stream.sessions import Folded, FoldRules, fold
 from stream.user_news import NO_ODDITY, TOO_PREDICTABLE, UserEvent, UserLevels, UserNews
 from stream.user_watch import UserWatch
 

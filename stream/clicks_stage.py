@@ -77,7 +77,6 @@ def clicks_rounds(
         alerts_topic=settings.alerts_churn_topic,
         every=settings.predictions == "every",
         user_vectors=settings.user_vectors == "predictions",
-        vectors_topic=settings.user_vectors_topic,
         levels=UserLevels(round(settings.fraud.tempo_s * 1000), settings.fraud.anomaly),
     )
 

@@ -32,7 +32,7 @@ FOLDS = 5
 _GROUP = 3
 #: Fewer users than this are no population to be unusual in; the rules still hold.
 _POPULATION = 60
-_REASONS = 4
+_MOST_REASONS = 4
 _MEMBERS = 64
 #: A term that says less than this is no reason, and a score that rose by less is no news.
 _LEAST_NATS, _NEWS_NATS = 2.0, 3.0
@@ -261,7 +261,7 @@ def _user_alert(
     before: str | None,
 ) -> Alert:
     user, number = int(found.user_R[row]), int(found.event_R[row])
-    ranked = [term for term in np.argsort(-terms).tolist() if terms[term] >= _LEAST_NATS][:_REASONS]
+    ranked = [term for term in np.argsort(-terms).tolist() if terms[term] >= _LEAST_NATS][:_MOST_REASONS]
     ranked = ranked or [int(terms.argmax())]
     reasons: list[dict[str, Any]] = [
         {"code": TERMS[term], "text": _WORDS[TERMS[term]], "nats": round(float(terms[term]), 3)}

@@ -154,7 +154,6 @@ class ClicksRounds:
         alerts_topic: str,
         every: bool,
         user_vectors: bool,
-        vectors_topic: str,
         levels: UserLevels,
     ):
         self._in_use, self._of_model = in_use, of_model
@@ -162,7 +161,6 @@ class ClicksRounds:
         self._epoch = topic_id[:8]
         self._rules, self._codes = rules, codes
         self._predictions_topic, self._alerts_topic = predictions_topic, alerts_topic
-        self._vectors_topic = vectors_topic
         self._every, self._user_vectors, self._levels = every, user_vectors, levels
         # Of all partitions: a code keeps the name under which it was first met.
         self._names: dict[int, str] = {}
@@ -316,7 +314,8 @@ class ClicksRounds:
                 insistent=insistent[here_applied],
             )
             rendered.append(
-                request.rendered(
+                request.work.rendered(
+                    request.decoded,
                     rows=zip(slots[here], packed[here], strict=True),
                     names=folded.names[number],
                     predictions={
@@ -358,35 +357,7 @@ class ClicksRounds:
                 folded.rows[name][columns["row"]] = 0
             nothing = [None] * len(folded.requests)
             return [[] for _ in folded.requests], np.zeros(0, np.int64), nothing
-        applied = folded.folded.applied
-        applied_ends = np.searchsorted(applied, folded.event_ends).tolist()
-        parts: list[Part] = []
-        row_start = event_start = start = 0
-        ends = zip(
-            folded.requests, folded.row_ends.tolist(), folded.event_ends.tolist(), applied_ends, strict=True
-        )
-        for request, row_end, event_end, end in ends:
-            decoded = request.decoded
-            ended = {}
-            if decoded.ended:
-                records = np.asarray(decoded.event_records)[applied[start:end] - event_start]
-                ended = {slot: int(np.searchsorted(records, index)) for slot, index in decoded.ended.items()}
-            rows, events = slice(row_start, row_end), slice(start, end)
-            parts.append(
-                Part(
-                    decoded.keys,
-                    rows,
-                    events,
-                    request.watermark_ms,
-                    ended,
-                    request.said_before,
-                    decoded.bound,
-                    decoded.waiting,
-                )
-            )
-            row_start, event_start, start = row_end, event_end, end
-
-        offset = folded.offsets()[applied]
+        offset = folded.offsets()[folded.folded.applied]
         said, missed, reached = fold_silences(
             folded.rows,
             folded.last_ms,
@@ -394,7 +365,7 @@ class ClicksRounds:
             columns,
             folded.folded.last_ms,
             offset,
-            parts,
+            _parts(folded),
             _Silences(renderer, folded, scores),
         )
         return (
@@ -447,6 +418,38 @@ class ClicksRounds:
             columns["action"][chosen] == folded.model.served.artefact.purchase_code,
         )
         return list(zip(keys, values, headers, strict=True))
+
+
+def _parts(folded: FoldedRound) -> list[Part]:
+    """What each request brings to the fold of silences."""
+    applied = folded.folded.applied
+    applied_ends = np.searchsorted(applied, folded.event_ends).tolist()
+    parts: list[Part] = []
+    row_start = event_start = start = 0
+    ends = zip(
+        folded.requests, folded.row_ends.tolist(), folded.event_ends.tolist(), applied_ends, strict=True
+    )
+    for request, row_end, event_end, end in ends:
+        decoded = request.decoded
+        ended = {}
+        if decoded.ended:
+            records = np.asarray(decoded.event_records)[applied[start:end] - event_start]
+            ended = {slot: int(np.searchsorted(records, index)) for slot, index in decoded.ended.items()}
+        rows, events = slice(row_start, row_end), slice(start, end)
+        parts.append(
+            Part(
+                decoded.keys,
+                rows,
+                events,
+                request.watermark_ms,
+                ended,
+                request.said_before,
+                decoded.bound,
+                decoded.waiting,
+            )
+        )
+        row_start, event_start, start = row_end, event_end, end
+    return parts
 
 
 def last_of_each(rows: np.ndarray) -> np.ndarray:

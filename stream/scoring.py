@@ -8,6 +8,7 @@ runs out join with their rows and without events.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -143,10 +144,6 @@ class ClicksRequest:
         )
         self.work.groups.erase({*decoded.erased, *(decoded.keys[slot] for slot in decoded.ended)}, found)
         return found
-
-    def rendered(self, **parts: Any) -> Rendered:
-        """``ClicksWork.rendered`` of this request."""
-        return self.work.rendered(self.decoded, **parts)
 
 
 class ClicksWork:
@@ -327,11 +324,9 @@ class ClicksWork:
             said_before: all timers before it are said, those of this micro-batch included; None without timers.
             unknown_actions: names of actions met so far that the model does not know.
         """
-        kept: dict[bytes, bytes | None] = dict.fromkeys(decoded.erased)
-        for slot, raw in rows:
-            kept[decoded.keys[slot]] = raw  # of two lives in one batch the later slot wins
-        for key in decoded.erased:
-            kept[key] = None
+        # Of two lives in one batch the later slot wins.
+        kept: dict[bytes, bytes | None] = {decoded.keys[slot]: raw for slot, raw in rows}
+        kept |= dict.fromkeys(decoded.erased)
         messages = {topic: items for topic, items in {**predictions, **alerts, **groups}.items() if items}
         if self._vectors_topic is not None:
             # A user who is erased and comes back within a micro-batch has the new life's vector, as the row.
@@ -341,15 +336,12 @@ class ClicksWork:
         dead = self._dead_letters(decoded, outcome)
         if dead:
             messages[self._dead_letters_topic] = [letter for _, letter in dead]
-        reasons: dict[str, int] = {}
-        for reason, _ in dead:
-            reasons[reason] = reasons.get(reason, 0) + 1
         counts = Counts(
             events=len(decoded.records),
             duplicates=int((outcome == DUPLICATE).sum()),
             late=int(late_applied.sum()),
             erased=len(decoded.erased),
-            dead_letters=reasons,
+            dead_letters=Counter(reason for reason, _ in dead),
             predictions=sum(map(len, predictions.values())),
             alerts=alert_counts,
             unknown_actions=unknown_actions,

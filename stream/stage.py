@@ -59,26 +59,20 @@ class SourceMark(NamedTuple):
         return cls(next_offset, topic_id, watermark_ms, said_before)
 
 
-class Record(Protocol):
-    """A record as it was fetched: aiokafka's ConsumerRecord, or a simulated one."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-
-
 class Chunk(NamedTuple):
-    """Consecutive records; ``end`` is the position after them (markers and compaction leave gaps inside)."""
+    """Consecutive records; ``end`` is the position after them (markers and compaction leave gaps inside).
+
+    A record is aiokafka's, or a simulated one with the same offset, key, value, headers and timestamp.
+    """
 
     records: Sequence[Any]
     start: int
     end: int
 
 
-Message = tuple[
-    bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]
-]  # aiokafka takes headers as a list only
+#: Key, value and headers; aiokafka takes these as a list only.
+Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
+#: Key and value; None erases.
 Row = tuple[bytes, bytes | None]
 
 

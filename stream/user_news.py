@@ -92,16 +92,8 @@ class UserNews(NamedTuple):
     def between(self, start: int, end: int) -> UserNews:
         """Those of the events from ``start`` to ``end``, whose places then count from ``start``."""
         first, last = np.searchsorted(self.place, (start, end)).tolist()
-        return UserNews(
-            self.place[first:last] - start,
-            self.life_events[first:last],
-            self.orders[first:last],
-            self.took_ms[first:last],
-            self.pace_ms[first:last],
-            self.anomaly[first:last],
-            self.oddity[first:last],
-            self.labelled[first:last],
-        )
+        told: list[Any] = [column[first:last] for column in self[1:]]
+        return UserNews(self.place[first:last] - start, *told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ KIND: Final = "fake_account"
 _HOUR_MS: Final = 3_600_000
 _SHOWN_OF_REASON: Final = 8
 _SHOWN: Final = 24
-_REASONS: Final = 4
+_MOST_REASONS: Final = 4
 #: A term that says less than this is no reason.
 _LEAST_NATS: Final = 2.0
 #: What oddities may say at most.
@@ -209,7 +209,7 @@ class UserWatch:
             ),
         }
         codes = (*OWN_TERMS, *_BESIDE)
-        ranked = sorted(zip(nats, codes, strict=True), key=lambda pair: -pair[0])[:_REASONS]
+        ranked = sorted(zip(nats, codes, strict=True), key=lambda pair: -pair[0])[:_MOST_REASONS]
         return [
             _Reason(code, said[code][0], {"nats": round(weight, 3)}, said[code][1][-_SHOWN_OF_REASON:])
             for place, (weight, code) in enumerate(ranked)

@@ -101,7 +101,6 @@ class Found(NamedTuple):
         n_R: the user's events until then.
         values_RT: largest value so far of each of TERMS.
         evidence: by user and term, numbers of the last events that made it larger.
-        events_U: events of each user in all.
     """
 
     user_R: NDArray[np.int64]
@@ -109,7 +108,6 @@ class Found(NamedTuple):
     n_R: NDArray[np.int64]
     values_RT: NDArray[np.float32]
     evidence: dict[tuple[int, int], list[int]]
-    events_U: NDArray[np.int64]
 
 
 def watched(
@@ -132,9 +130,8 @@ def watched(
         n[user] += 1
         if number % 2000 == 0:
             advance(number)
-        changed = (
-            {user} if n[user] & (n[user] - 1) == 0 else set()
-        )  # at 1, 2, 4, ... events for the reference
+        # At 1, 2, 4, ... events, for the reference.
+        changed = {user} if n[user] & (n[user] - 1) == 0 else set()
         for who, term, value, _ in (
             () if announced else watch.observe(user, time_ms, item if item >= 0 else None, ordered)
         ):
@@ -153,7 +150,4 @@ def watched(
             rows.append(np.array(largest[who], np.float32))
     advance(len(log.user))
     values = np.stack(rows) if rows else np.zeros((0, len(TERMS)), np.float32)
-    return (
-        Found(np.array(users), np.array(events), np.array(counts), values, evidence, np.array(n)),
-        watch,
-    )
+    return Found(np.array(users), np.array(events), np.array(counts), values, evidence), watch

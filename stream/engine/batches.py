@@ -17,9 +17,7 @@ _BATCH = struct.Struct(">qiibIhiqqqhii")
 _LENGTH_FROM = 12  # a batch's length counts from here
 _CONTROL = 0x20  # of the attributes: a marker, not records
 _MARKER = struct.Struct(">hh")  # key of a marker: version, kind
-_MARKER_AT = (
-    _BATCH.size + 5
-)  # behind the record's length, attributes, two deltas and the key's length, a byte each
+_MARKER_AT = _BATCH.size + 5  # behind the record's length, attributes, two deltas and key length, a byte each
 _COMMIT = 1
 
 

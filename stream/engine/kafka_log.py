@@ -146,7 +146,6 @@ class KafkaLog:
         self.tombstone_retention_ms = topics.tombstone_retention_ms
         self.transactional_id = f"{app_id}-{topics.source}-{number}"
         self._number = number
-        self._topics = topics
         self._client = client
         self._consumer = consumer
         self._offsets = offsets

@@ -186,9 +186,8 @@ class Partition:
         await self.log.same_topics()
         mark = self.store.mark()
         if self._contradict(mark, committed):
-            await (
-                self.log.cleanse()
-            )  # prove the fence again: a zombie may have committed between our two looks
+            # Prove the fence again: a zombie may have committed between our two looks.
+            await self.log.cleanse()
             committed = await self.log.committed()
             await self.restore()
             mark = self.store.mark()

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,8 @@ from stream.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from stream.stage import Rendered
+    from stream.scoring import Counts
+    from stream.stage import Message
 
 
 def register(app: typer.Typer) -> None:
@@ -88,8 +89,6 @@ def score(
     """
     from models.registry import bundled, load_artefact
     from models.runtime import StepEngine
-    from stream.dead_letter_topic import described
-    from stream.dead_letters import parse
     from stream.errors import ConfigurationError
     from stream.files import read_log
     from stream.fraud_alerts import usual_of
@@ -105,12 +104,7 @@ def score(
         )
     if out is None and alerts is None and churn_alerts is None:
         out = "-"
-    outputs = {"--out": out, "--alerts": alerts, "--churn-alerts": churn_alerts}
-    to_standard_output = [flag for flag, path in outputs.items() if path == "-"]
-    if len(to_standard_output) > 1:
-        raise ConfigurationError(
-            f"{' and '.join(to_standard_output[:2])} are both standard output. Name a file for one of them."
-        )
+    _check_one_standard_output({"--out": out, "--alerts": alerts, "--churn-alerts": churn_alerts})
     settings = load_settings(model=model, device=device, churn__alerts=churn_alerts is not None)
     limits = read_rules(rules)
     no_model = out is None and churn_alerts is None
@@ -135,9 +129,7 @@ def score(
     tell_left_out(log)
     gc.freeze()  # the file's records stay to the end: looking at them again and again takes a third of the time
     topic = "stdin" if file == "-" else Path(file).name
-    events = predictions = duplicates = late = 0
-    reasons: Counter[str] = Counter()
-    churn_counts: Counter[str] = Counter({EXPECTED: 0, RETURNED: 0})
+    tally = _Tally(churn=Counter({EXPECTED: 0, RETURNED: 0}))
     found = None
     if alerts is not None:
         with progress("engagements watched", None) as watched:
@@ -159,61 +151,92 @@ def score(
     ):
         if found is not None:
             alerted.writelines(alert.as_json() + b"\n" for alert in found.alerts)
-        batches: Iterable[Rendered] = ()
         if artefact is not None and engine is not None:
-            batches = score_batches(records_of(log.records), settings, artefact, engine, topic)
+            for rendered in score_batches(records_of(log.records), settings, artefact, engine, topic):
+                tally.add(rendered.counts)
+                messages = rendered.messages
+                predicted.writelines(_lines(messages.get(settings.predictions_topic, ())))
+                churned.writelines(_lines(messages.get(settings.alerts_churn_topic, ())))
+                _write_rejected(messages.get(settings.dead_letters_topic, ()), rejected)
+                advance(tally.events)
         elif found is not None:
             # The model's pass, which rejects the same records, does not take place.
-            events = found.events
-            for refused in found.rejected:
-                if letter := parse(refused[2]):
-                    reasons[letter.reason] += 1
-                    rejected.write(json.dumps(described(*refused[:2], letter)).encode() + b"\n")
-        for rendered in batches:
-            counts = rendered.counts
-            events += counts.events
-            predictions += counts.predictions
-            duplicates += counts.duplicates
-            late += counts.late
-            reasons.update(counts.dead_letters)
-            for _, value, _ in rendered.messages.get(settings.predictions_topic, ()):
-                predicted.write(value + b"\n")  # type: ignore[operator]
-            churn_counts.update(counts.alerts)
-            for _, value, _ in rendered.messages.get(settings.alerts_churn_topic, ()):
-                churned.write(value + b"\n")  # type: ignore[operator]
-            for message in rendered.messages.get(settings.dead_letters_topic, ()):
-                key, value, headers = message
-                if letter := parse(headers):
-                    rejected.write(json.dumps(described(key, value, letter)).encode() + b"\n")
-            advance(events)
+            tally.events = found.events
+            tally.reasons = _write_rejected(found.rejected, rejected)
     seconds = time.monotonic() - began
     result: dict[str, Any] = {
-        "events_in": events,
-        "predictions": predictions,
-        "dead_letters": dict(reasons),
-        "duplicates_dropped": duplicates,
-        "late": late,
-        **({} if churn_alerts is None else {"churn_alerts": dict(churn_counts)}),
+        "events_in": tally.events,
+        "predictions": tally.predictions,
+        "dead_letters": dict(tally.reasons),
+        "duplicates_dropped": tally.duplicates,
+        "late": tally.late,
+        **({} if churn_alerts is None else {"churn_alerts": dict(tally.churn)}),
         "format": log.format,
         "model": None if artefact is None else f"{artefact.name}/{artefact.version}",
-        "events_per_s": round(events / max(seconds, 1e-9), 1),
+        "events_per_s": round(tally.events / max(seconds, 1e-9), 1),
     }
+    orders = None if found is None else asdict(found.orders)
     if found is not None:
-        result |= {"alerts": len(found.alerts), "orders": asdict(found.orders)}
+        result |= {"alerts": len(found.alerts), "orders": orders}
     if as_json:
         finish(result, "", as_json)
-    else:
-        rejections = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
-        print(
-            f"{events} events ({log.format}), {predictions} predictions, {duplicates} repeated ids dropped; rejected: "
-            f"{rejections}; {result['events_per_s']:.0f} events/s",
-            file=sys.stderr,
+        return
+    rejections = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.most_common()) or "none"
+    print(
+        f"{tally.events} events ({log.format}), {tally.predictions} predictions, {tally.duplicates} repeated ids "
+        f"dropped; rejected: {rejections}; {result['events_per_s']:.0f} events/s",
+        file=sys.stderr,
+    )
+    if orders is not None:
+        fates = ", ".join(f"{count} {fate.replace('_', ' ')}" for fate, count in orders.items())
+        print(f"{result['alerts']} alerts; orders: {fates}", file=sys.stderr)
+
+
+@dataclass
+class _Tally:
+    """What became of the records of a file."""
+
+    churn: Counter[str]
+    events: int = 0
+    predictions: int = 0
+    duplicates: int = 0
+    late: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, counts: Counts) -> None:
+        self.events += counts.events
+        self.predictions += counts.predictions
+        self.duplicates += counts.duplicates
+        self.late += counts.late
+        self.reasons.update(counts.dead_letters)
+        self.churn.update(counts.alerts)
+
+
+def _check_one_standard_output(paths: dict[str, str | None]) -> None:
+    from stream.errors import ConfigurationError
+
+    flags = [flag for flag, path in paths.items() if path == "-"]
+    if len(flags) > 1:
+        raise ConfigurationError(
+            f"{' and '.join(flags[:2])} are both standard output. Name a file for one of them."
         )
-        if found is not None:
-            counts_by_fate = ", ".join(
-                f"{count} {fate.replace('_', ' ')}" for fate, count in asdict(found.orders).items()
-            )
-            print(f"{len(found.alerts)} alerts; orders: {counts_by_fate}", file=sys.stderr)
+
+
+def _lines(messages: Iterable[Message]) -> Iterator[bytes]:
+    return (value + b"\n" for _, value, _ in messages if value is not None)
+
+
+def _write_rejected(messages: Iterable[Any], rejected: IO[bytes]) -> Counter[str]:
+    """Dead letters as lines; how many there were of each reason."""
+    from stream.dead_letter_topic import described
+    from stream.dead_letters import parse
+
+    reasons: Counter[str] = Counter()
+    for key, value, headers in messages:
+        if letter := parse(headers):
+            reasons[letter.reason] += 1
+            rejected.write(json.dumps(described(key, value, letter)).encode() + b"\n")
+    return reasons
 
 
 @contextmanager

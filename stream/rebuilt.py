@@ -51,7 +51,7 @@ def rebuilt_predictions(engine: StepEngine, columns: Columns, session_gap_ms: in
 
 
 def _states(engine: StepEngine, before: Columns, session_gap_ms: int) -> NDArray[np.float16]:
-    """State vectors (B, S) out of B windows, zeros where the window is empty; as ``stream.scoring`` rebuilds them."""
+    """State vectors (B, S) out of B windows, zeros where the window is empty; as ``stream.rounds`` rebuilds them."""
     artefact = engine.artefact
     count = len(before["window_count"])
     layout = RowLayout(len(artefact.actions), artefact.state_width, artefact.window)

@@ -187,6 +187,7 @@ class Clicks:
             {part.number: part.state.value for part in parts},
             lag_records=sum(engine.lag().values()),
             last_commit_s=max(commits, default=None),
+            unanswered_s=engine.watch.unanswered_s if parts else 0.0,
             max_age_s=self.settings.commit_max_age_s,
         )
 

@@ -120,9 +120,20 @@ def readiness(
     lag_records: int,
     last_commit_s: float | None,
     max_age_s: float,
+    unanswered_s: float = 0.0,
     now_s: float | None = None,
 ) -> str | None:
-    """Why a worker is not ready, or None. ``states`` of its partitions; seconds on the monotonic clock."""
+    """Why a worker is not ready, or None.
+
+    Args:
+        states: of its partitions.
+        lag_records: waiting, as far as the broker has told.
+        last_commit_s, now_s: on the monotonic clock.
+        max_age_s: of the last commit while records wait, and of the brokers' last answer.
+        unanswered_s: since a broker has answered: of one that is away no lag is known.
+    """
+    if unanswered_s > max_age_s:
+        return f"broker away: no answer for {unanswered_s:.0f} s"
     if not states:
         return "no partitions: the group has given none to this worker yet"
     waiting = {number: state for number, state in states.items() if state != "open"}

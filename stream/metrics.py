@@ -154,6 +154,7 @@ class Metrics(StageMetrics):
         self.owned = gauge("partitions_owned", "Partitions that the group gave to this worker")
         self.open = gauge("partitions_open", "Partitions that are being processed")
         self.degraded = gauge("degraded", "1 when the model fell back from its device to the CPU")
+        self._unanswered = gauge("broker_unanswered_seconds", "Since a broker has answered this worker")
         # Of a registry of our own, which has no collector of the process.
         gauge("start_time_seconds", "When this worker started, Unix time").set_to_current_time()
         self._reasons = {name: self.released.labels(name) for name in ("full", "deadline", "flush")}
@@ -196,6 +197,9 @@ class Metrics(StageMetrics):
     def partitions(self, owned: int, open_: int) -> None:
         self.owned.set(owned)
         self.open.set(open_)
+
+    def unanswered(self, seconds: float) -> None:
+        self._unanswered.set(seconds)
 
     def source_silent(self, silent: bool) -> None:
         self._source_silent.set(silent)

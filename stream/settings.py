@@ -308,7 +308,7 @@ class Settings(BaseSettings):
         "exit", description="when retention has passed our position"
     )
     commit_max_age_s: int = Field(
-        60, ge=1, description="not ready when there is lag and no commit for so long"
+        60, ge=1, description="not ready when there is lag and no commit for so long, or no broker answers"
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="text on a terminal, json elsewhere"

@@ -53,6 +53,8 @@ class EngineMetrics:
 
     def source_silent(self, silent: bool) -> None: ...
 
+    def unanswered(self, seconds: float) -> None: ...
+
     def rows(self, rows: int) -> None: ...
 
     def forget(self, partition: int) -> None: ...
@@ -404,6 +406,7 @@ class Engine(Service):
         """Gauges once a second; never on the hot path."""
         while not self._closing:
             await asyncio.sleep(1.0)
+            self._metrics.unanswered(self.watch.unanswered_s)
             await self.ends.pass_markers()
             self._metrics.partitions(len(self.parts), len(self.open_partitions()))
             lag = self.lag()

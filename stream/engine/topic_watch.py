@@ -3,13 +3,16 @@
 A topic that is deleted and created anew under the old name is another one: positions in the source, and the rows in the
 changelog, speak of the old one, and nothing that a consumer or a producer of names sees tells the two apart. So their
 ids (KIP-516) are asked for once a second and before a position is verified, and a worker that finds others ends; as it
-starts again, positions are verified against the new ones (partition.py).
+starts again, positions are verified against the new ones (partition.py). So does one whose topic is gone for good: it
+would own no partition and wait in silence. The same question tells how long the brokers have been away.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.client import AIOKafkaClient
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0
 ANSWER_S = 5.0
+METADATA_S = 2.0
+GONE_S = 20.0  # a broker that has just started answers before it knows all topics
 _NO_ID = bytes(16)  # of a topic that the broker does not know, or not any more
 
 
@@ -32,11 +37,24 @@ class TopicWatch:
     Args:
         options: of aiokafka's client: addresses and security.
         topics: with their ids as they were when the engine started.
+        clock: gives seconds.
     """
 
-    def __init__(self, options: Mapping[str, Any], topics: TopicSet):
-        self._options, self._topics = dict(options), topics
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        topics: TopicSet,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._options, self._topics, self._clock = dict(options), topics, clock
         self._client: Any = None
+        self._answered_s = clock()
+        self._known_s = dict.fromkeys((topics.source, topics.changelog), self._answered_s)
+
+    @property
+    def unanswered_s(self) -> float:
+        """Seconds since a broker has answered."""
+        return self._clock() - self._answered_s
 
     async def start(self) -> None:
         self._client = AIOKafkaClient(**self._options)
@@ -51,14 +69,14 @@ class TopicWatch:
         """Look until cancelled.
 
         Raises:
-            TopicError: the source or the changelog is another topic now.
+            TopicError: the source or the changelog is another topic now, or gone.
         """
         while True:
             await asyncio.sleep(LOOK_S)
             await self.look()
 
     async def look(self) -> None:
-        """Hold the ids of now against those of the start; a topic that a broker does not know tells nothing.
+        """Hold the ids of now against those of the start; a topic that a broker does not know may come yet.
 
         Raises:
             TopicError: as of ``run``.
@@ -69,7 +87,11 @@ class TopicWatch:
             answer = self._client.send(self._client.get_random_node(), asked)
             ids = await asyncio.wait_for(answer, ANSWER_S)
         except (KafkaError, OSError, TimeoutError):
-            return  # nor does a broker that is away; who needs it notices
+            # Who needs the broker notices; here only its addresses may have changed.
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(self._client.force_metadata_update(), METADATA_S)
+            return
+        self._note(ids)
         if ids.get(topics.source, _NO_ID) not in (_NO_ID, topics.source_id):
             raise TopicError(
                 f"Topic {topics.source} was deleted and created anew while this worker ran: its positions speak of the "
@@ -81,3 +103,22 @@ class TopicWatch:
                 "not hold the rows. Stop all workers, bring the old topic back from a copy if there is one, or begin "
                 "anew with `foreclick state reset`."
             )
+
+    def _note(self, ids: Mapping[str, bytes]) -> None:
+        """A broker has answered, and knows these topics.
+
+        Raises:
+            TopicError: one is not known for so long, by brokers that answer, that it is gone.
+        """
+        before_s, self._answered_s = self._answered_s, self._clock()
+        for topic, known_s in self._known_s.items():
+            if ids.get(topic, _NO_ID) != _NO_ID:
+                self._known_s[topic] = self._answered_s
+            elif self._answered_s - before_s > ANSWER_S:
+                self._known_s[topic] = self._answered_s  # brokers were away: theirs is a new start
+            elif self._answered_s - known_s > GONE_S:
+                raise TopicError(
+                    f"Topic {topic} does not exist any more: it was deleted while this worker ran. If that was not "
+                    "meant, stop whoever deletes it; foreclick topics create makes an empty one, which the worker "
+                    "reads when it is started again."
+                )

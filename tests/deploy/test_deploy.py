@@ -87,6 +87,7 @@ def test_every_metric_of_a_rule_exists() -> None:
         "foreclick_position_mismatch_total",
         "foreclick_transactions_total",
         "foreclick_start_time_seconds",
+        "foreclick_broker_unanswered_seconds",
         "foreclick_groups_lag_records",
         "foreclick_labels_lag_records",
         "foreclick_groups_position_mismatch_total",
@@ -94,7 +95,7 @@ def test_every_metric_of_a_rule_exists() -> None:
     ],
 )
 def test_what_goes_wrong_has_a_rule(metric: str) -> None:
-    """Lag, dead letters, a lost device, a lost marker, commits that stop, a worker that ends after each start."""
+    """Lag, dead letters, a lost device, a lost marker, commits that stop, a worker that ends after each start, brokers."""
     assert any(metric in rule["expr"] for rule in rules())
 
 

@@ -94,6 +94,13 @@ def test_a_taken_port_is_named_with_the_setting() -> None:
             asked(health(Http(port=port)), [])
 
 
+def test_a_worker_whose_brokers_are_away_is_not_ready() -> None:
+    """Of a broker that is away no lag is known: without records waiting an old commit would be no fault."""
+    away = readiness({0: "open"}, lag_records=0, last_commit_s=5.0, unanswered_s=61.0, max_age_s=60)
+    assert away == "broker away: no answer for 61 s"
+    assert readiness({0: "open"}, lag_records=0, last_commit_s=5.0, unanswered_s=59.0, max_age_s=60) is None
+
+
 @pytest.mark.parametrize(
     ("states", "lag", "last_commit_s", "reason"),
     [

@@ -1,0 +1,74 @@
+"""Watching the topics of an engine and the brokers that know them, on answers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from stream.engine.kafka_log import TopicSet
+from stream.engine.topic_watch import ANSWER_S, GONE_S, TopicWatch
+from stream.errors import TopicError
+
+SOURCE_ID, CHANGELOG_ID = b"s" * 16, b"c" * 16
+BOTH = {"clicks": SOURCE_ID, "changelog": CHANGELOG_ID}
+TOPICS = TopicSet("clicks", SOURCE_ID, "changelog", CHANGELOG_ID, {}, 0)
+Answer = Mapping[str, bytes] | None  # None: no broker answers
+
+
+class Brokers:
+    """Answers as written, and a clock that goes on by a second with each."""
+
+    def __init__(self, answers: list[Answer]):
+        self._answers: Iterator[Answer] = iter(answers)
+        self.now_s, self.asked_for_addresses = 0.0, 0
+
+    def get_random_node(self) -> int:
+        return 0
+
+    async def send(self, node: int, request: Any) -> Mapping[str, bytes]:
+        self.now_s += 1.0
+        if (answer := next(self._answers)) is None:
+            raise ConnectionResetError("away")
+        return answer
+
+    async def force_metadata_update(self) -> None:
+        self.asked_for_addresses += 1
+
+
+def watched(answers: list[Answer]) -> tuple[TopicWatch, Brokers]:
+    """What a watch makes of the answers."""
+    brokers = Brokers(answers)
+    watch = TopicWatch({}, TOPICS, clock=lambda: brokers.now_s)
+    watch._client = brokers
+
+    async def looks() -> None:
+        for _ in answers:
+            await watch.look()
+
+    asyncio.run(looks())
+    return watch, brokers
+
+
+def test_a_topic_that_is_gone_for_good_ends_the_worker() -> None:
+    """Left running it would own no partition and wait in silence for a topic that nobody makes."""
+    gone: list[Answer] = [{"changelog": CHANGELOG_ID}] * int(GONE_S + 1)
+    with pytest.raises(TopicError, match=r"Topic clicks does not exist any more.*foreclick topics create"):
+        watched([BOTH, *gone])
+
+
+def test_a_topic_that_is_not_known_for_a_moment_is_waited_for() -> None:
+    """A broker that has just started answers before it knows all topics, whatever time passed while it was away."""
+    unknown: list[Answer] = [{}] * int(GONE_S - 1)
+    away: list[Answer] = [None] * int(ANSWER_S + GONE_S)
+    watched([BOTH, *unknown, BOTH, *unknown, *away, *unknown, BOTH])
+
+
+def test_brokers_that_do_not_answer_are_timed_and_sought() -> None:
+    """The time since the last answer is what /metrics and /readyz say; meanwhile brokers may have other addresses."""
+    watch, brokers = watched([BOTH, None, None, None])
+    assert watch.unanswered_s == 3.0
+    assert brokers.asked_for_addresses == 3
+    assert watched([BOTH, None, BOTH])[0].unanswered_s == 0.0

@@ -140,7 +140,8 @@ class Clicks:
             notes = click_notes(told_kinds(settings), settings.labels.audit_rate)
             return noting(settings, told, work, notes, lambda: self.labelled.calibration)
 
-        return Plan(topics, make_work, moved_timers if settings.churn.alerts else None)
+        # Also while nobody is missed: rows change, and their timers are needed when alerts are switched on again.
+        return Plan(topics, make_work, moved_timers)
 
     async def _follow(self) -> None:
         try:

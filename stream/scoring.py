@@ -83,12 +83,25 @@ class ClicksRequest:
     Args:
         rows: of the keys, as they are stored; None for a new user.
         now_ms: the wall clock, or None when time stands in the events alone.
+
+    Attributes:
+        watermark_ms: the highest event time before this micro-batch; 0 where nobody waits for it.
+        said_before: all timers before it were said.
     """
 
     work: ClicksWork
     decoded: DecodedClicks
     rows: list[bytes | None]
     now_ms: int | None
+    watermark_ms: int = field(default=0, init=False)
+    said_before: Moment = field(default=FIRST_MOMENT, init=False)
+
+    def __post_init__(self) -> None:
+        # As they stood when due timers were looked for. Time may pass while this waits for the model: what that makes
+        # due was not looked for, and a moment beyond it would say that it was said.
+        timers = self.work.timers
+        if timers is not None:
+            self.watermark_ms, self.said_before = timers.watermark_ms, timers.said_before
 
     @property
     def partition(self) -> int:
@@ -101,16 +114,6 @@ class ClicksRequest:
     @property
     def names(self) -> PartitionNames:
         return self.work.names
-
-    @property
-    def watermark_ms(self) -> int:
-        """The highest event time before this micro-batch; 0 where nobody waits for it."""
-        return 0 if self.work.timers is None else self.work.timers.watermark_ms
-
-    @property
-    def said_before(self) -> Moment:
-        """All timers before it were said."""
-        return FIRST_MOMENT if self.work.timers is None else self.work.timers.said_before
 
     def raws(self) -> list[bytes | None]:
         """The rows, without those of users who began anew after a tombstone."""
@@ -204,15 +207,16 @@ class ClicksWork:
         first_life = {key for slot, key in enumerate(decoded.keys) if slot not in fresh}
         tombstones: dict[bytes, int] = {}
         if decoded.erased or fresh:
+            ended = decoded.erased | {decoded.keys[slot] for slot in fresh}
             for index, record in enumerate(decoded.records):
-                if record.value is None:
+                if record.value is None and record.key in ended:
                     tombstones.setdefault(record.key, index)
-        # What a record here touches goes by its row; of all others the timer says enough.
+        # What a record here touches goes by its row; of all others the timer says enough. A tombstone ends a silence
+        # for good: its user joins also when the timer is not among the earliest.
         alone = np.array(
             [key not in first_life and key not in tombstones for key in due.silences.keys], np.bool_
         )
-        waited_for = [key for key in due.looked_at if key not in first_life]
-        waited_for += [key for key in due.silences.keys if key in tombstones and key not in first_life]
+        waited_for = [key for key in dict.fromkeys([*due.looked_at, *tombstones]) if key not in first_life]
         for slot, key in enumerate(waited_for, len(decoded.keys)):
             if key in tombstones:
                 decoded.ended[slot] = tombstones[key]

@@ -151,7 +151,7 @@ class Topics(_Group):
 class Churn(_Group):
     """When a silence becomes an alert; see stream/silence.py."""
 
-    alerts: bool = Field(True, description="off: rows hold no deadlines and nobody is missed")
+    alerts: bool = Field(True, description="off: nobody is missed, and an event ends the wait for its user")
     horizon_s: int | None = Field(
         None, ge=1, description="coming back later is churn; the model's own when not set"
     )

@@ -82,7 +82,7 @@ def test_one_alert_a_silence_through_kill_rebalance_and_restore(
     """Key, value and headers of every alert are the offline core's, in its order.
 
     A worker is killed, its heir begins with an empty disk, another joins and leaves. The timers left in the stores are
-    those of the rows.
+    those of the rows, also when alerts were switched off meanwhile.
     """
     churn = settings.churn.model_copy(update={"horizon_s": 5 * 86_400})
     settings = settings.model_copy(update={"churn": churn})
@@ -112,19 +112,27 @@ def test_one_alert_a_silence_through_kill_rebalance_and_restore(
         assert [(m.key(), m.value(), m.headers()) for m in written] == offline_alerts(settings, partition)
         identities += [dict(m.headers())["ce_id"] for m in written]
         kinds.update(json.loads(m.value())["kind"] for m in written)
-        store = Store(tmp_path / "empty" / "state" / str(partition), moved_timers)
-        store.open()
-        said = said_end(store.said_before())
-        waiting = {entry for entry in timers_of(*map(list, zip(*store.items(), strict=True))) if entry}
-        assert {entry for entry in store.reserved(TIMER_PREFIX) if entry[0] >= said} == {
-            entry for entry in waiting if entry[0] >= said
-        }
-        store.close()
     assert len(set(identities)) == len(identities)
     assert kinds["churn.expected"] > 20
     assert kinds["churn.returned"] > 10
     required = load_schema("alerts.churn")["required"]
     assert all(list(json.loads(m.value())) == required for m in written)
+
+    # Rows go on while nobody is missed, and some are erased: their timers go with them.
+    off = start(churn=churn.model_copy(update={"alerts": False}), data_dir=tmp_path / "empty")
+    send(
+        settings, [(key, None if number % 2 else value) for number, (key, value) in enumerate(records[-30:])]
+    )
+    drained(settings, off)
+    off.stop()
+    for partition in range(settings.topics.partitions):
+        store = Store(tmp_path / "empty" / "state" / str(partition), moved_timers)
+        store.open()
+        said = said_end(store.said_before())
+        waiting = {entry for entry in timers_of(*map(list, zip(*store.items(), strict=True))) if entry}
+        held = set(store.reserved(TIMER_PREFIX))
+        assert {entry for entry in waiting if entry[0] >= said} <= held <= waiting
+        store.close()
 
 
 @pytest.mark.broker

@@ -181,7 +181,7 @@ def judge_times(times_ms: Sequence[int], topic: str, now_ms: int, future_limit_m
                 "fail" if len(ahead) > len(times_ms) / 2 else "warn",
                 f"{len(ahead)} of {len(times_ms)} events of {topic} are ahead of this machine's clock, by up to "
                 f"{furthest_s:,} s: a worker here makes them dead letters, `future`. Set the clock that is wrong, this "
-                "one (date -u) or the producer's; then send them again: foreclick dlq replay --reason future",
+                "one (date -u) or the producer's; if it was this one, then: foreclick dlq replay --reason future",
             )
         )
     if early := [each for each in times_ms if each < YEAR_2000_MS]:

@@ -35,7 +35,7 @@ class EventColumns:
         extra: float32 (N, E), the model's declared extras within ±1e18, NaN missing.
         event_hash: uint64, never 0.
         offset: int64, rising for each user.
-        replayed: bool, a dead letter sent again: the limits of time do not hold.
+        replayed: bool, a dead letter sent again: it is never late.
     """
 
     row: np.ndarray

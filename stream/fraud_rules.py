@@ -24,7 +24,8 @@ def read_rules(path: Path | None) -> dict[str, int]:
         settings = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigurationError(
-            f"The rules {path} cannot be read: {error.strerror}. Name a file with --rules, or leave it out."
+            f"The rules {path} cannot be read: {error.strerror}. Name another with "
+            "--rules or FORECLICK_FRAUD__RULES, or none."
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(

@@ -88,7 +88,9 @@ def fold(
 
     Rules, in this order: an event id among the user's last 16 is a DUPLICATE; a time more than
     ``future_limit_ms`` after ``now_ms`` is FUTURE; a time more than ``late_limit_ms`` before the user's last
-    is LATE; everything else is APPLIED. Only applied events change a row. Replayed ones skip the limits.
+    is LATE; everything else is APPLIED. Only applied events change a row. Replayed ones are
+    never LATE. They may be FUTURE: applied, one would make its user's true events late, and as the partition's
+    watermark leave everybody else behind in silence.
 
     Args:
         rows: (B,) of a `RowLayout`.
@@ -174,7 +176,7 @@ def _judge(
     bound = ~events.replayed[runs.order]
     future = np.zeros(len(time), np.bool_)
     if now_ms is not None:
-        future = (time > now_ms + rules.future_limit_ms) & bound
+        future = time > now_ms + rules.future_limit_ms
     before, _ = _last_ms(mine, runs, np.where(future, _NEVER_MS, time))
     late = (time < before - rules.late_limit_ms) & bound
     outcome = np.where(future, np.uint8(FUTURE), late * np.uint8(LATE))
@@ -402,5 +404,5 @@ def fold_windows(
 ) -> dict[str, np.ndarray]:
     """The columns of ``rebuild_columns``' events: what a model goes through to make the rows' state vectors."""
     blank, events = rebuild_columns(rows, layout, n_extras)
-    # Replayed events are exempt from limits of time, and a blank row knows no topic.
+    # Replayed events are never late, without a clock none is of the future, and a blank row knows no topic.
     return fold(blank, events, FoldRules(session_gap_ms), None, bytes(8), layout.n_actions).columns

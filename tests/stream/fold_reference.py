@@ -25,7 +25,7 @@ def fold_one_by_one(
         if hash_ in row["ring"][0].tolist():
             outcomes.append(DUPLICATE)
             continue
-        if now_ms is not None and not events.replayed[n] and time > now_ms + rules.future_limit_ms:
+        if now_ms is not None and time > now_ms + rules.future_limit_ms:
             outcomes.append(FUTURE)
             continue
         if life and not events.replayed[n] and time < last_ms - rules.late_limit_ms:

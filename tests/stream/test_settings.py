@@ -33,6 +33,7 @@ def test_nested_variables_and_flags_reach_their_fields() -> None:
         ("FORECLICK_ON_DATA_LOSS", "ignore", "FORECLICK_ON_DATA_LOSS = 'ignore'"),
         ("FORECLICK_HTTP__PORT", "70000", "FORECLICK_HTTP__PORT"),
         ("FORECLICK_KAFKA__SASL_PASSWORD_FILE", "/nowhere/pw", "/nowhere/pw, which cannot be read"),
+        ("FORECLICK_FRAUD__RULES", "/nowhere/rules.toml", "with --rules or FORECLICK_FRAUD__RULES"),
         ("FORECLICK_DATA_DIR_FILE", "/tmp/x", "Unknown setting FORECLICK_DATA_DIR_FILE"),
     ],
 )

@@ -7,7 +7,8 @@ is an alert (``stream.rows``). Beside the rows stands an index that is ordered b
 
 In a store that is ordered by its keys the due timers are then one scan up to `due_end(watermark)`. The index is made of
 the rows and of nothing else (`timers_of`), so it needs no changelog: a store writes it beside the rows, in the same
-step, when a transaction is applied and when rows are restored.
+step, when a transaction is applied and when rows are restored, and does so also while nobody is missed. Entries that
+were said may be gone from it.
 
 Timers are said in their order, so one `Moment` in the source's mark (``stream.stage``) says of each whether it was:
 all before it were. When a user falls silent for good neither the row is read nor is it written again: alert, mark and
@@ -31,7 +32,8 @@ What happens, in the order of the records:
 Nothing else moves the watermark, so a source that stops altogether alerts nobody: all its users would be silent at
 once, and none of them has gone. (Live, a partition that is idle while others go on is moved by ``pass_time``, see
 stream/idle_partitions.py.) What is said depends on the records alone, never on how they are cut into micro-batches:
-``stream.silence_fold`` does the above for a whole micro-batch at once.
+``stream.silence_fold`` does the above for a whole micro-batch at once. Only where more than `MOST_DUE` timers are due
+at once, an event may have its own user's said before those of others that wait for the next micro-batch.
 """
 
 from __future__ import annotations

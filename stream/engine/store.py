@@ -6,7 +6,8 @@ position*, and the restore goes on from there. That halves the bytes written and
 
 Reserved keys start with U+0000, which no user id may: ``\\0src`` (written by every transaction, in the changelog too)
 and ``\\0pos``, ``\\0log``, ``\\0seen`` (only here). Timers are reserved keys too (stream/silence.py): the index is made
-of the rows and moves with them in the same WriteBatch, so it is never ahead of them or behind.
+of the rows and moves with them in the same WriteBatch, so it is never ahead of them or behind; of timers that were said
+it may keep some.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from stream.engine import service
 from stream.engine.store import Store
 from stream.group_due import DueRows
 from stream.group_sources import Sources
-from stream.stage import Row
+from stream.stage import FIRST_MOMENT, Row, SourceMark
 from tests.chaos.planted import EarlyOffsetsLog, LosingPartition
 
 
@@ -103,6 +103,12 @@ def timers_not_restored() -> None:
     service.Store = Untimely  # type: ignore[misc]
 
 
+def moment_only_in_memory() -> None:
+    """Which timers were said is forgotten with the process: the source's mark holds no moment."""
+    encode = SourceMark.encode
+    SourceMark.encode = lambda mark: encode(mark._replace(said_before=FIRST_MOMENT))  # type: ignore[method-assign]
+
+
 PLANTED: dict[str, Callable[[], None]] = {
     "alerts-after-rows": alerts_after_rows,
     "told-and-lost": told_and_lost,
@@ -110,4 +116,5 @@ PLANTED: dict[str, Callable[[], None]] = {
     "due-only-in-memory": due_only_in_memory,
     "sources-only-in-memory": sources_only_in_memory,
     "timers-not-restored": timers_not_restored,
+    "moment-only-in-memory": moment_only_in_memory,
 }

@@ -74,8 +74,8 @@ class Expected:
         name = (step.user, json.loads(self.values[offset][0] or b"")["event_id"])
         before = rules.users.get(key)
         last_ms = 0 if before is None else before.silence.last_ms
-        limited = step.kind != "replayed"
-        if name in self._seen or (limited and (time_ms > NOW_MS + 300_000 or time_ms < last_ms - 1_800_000)):
+        late = step.kind != "replayed" and time_ms < last_ms - 1_800_000
+        if name in self._seen or late or time_ms > NOW_MS + 300_000:
             return
         self._seen.add(name)
         if alerts:

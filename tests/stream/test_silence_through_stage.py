@@ -33,7 +33,8 @@ from stream.rows import LEAST, SAID, RowLayout
 from stream.scoring import ClicksRequest
 from stream.settings import load_settings
 from stream.silence import TIMER_PREFIX, PartitionTimers, moved_timers, said_end, timers_of
-from stream.stage import FIRST_MOMENT, SOURCE_KEY, Chunk, Moment, Rendered, Stage
+from stream.stage import FIRST_MOMENT, SOURCE_KEY, Chunk, Moment, Rendered, SourceMark, Stage
+from tests.chaos.planted_product import moment_only_in_memory
 from tests.stream.silence_steps import NOW_MS, TEN_MINUTES_MS, Expected, Step
 from tests.stream.simulated_log import SimulatedBroker, SimulatedLog, Written
 
@@ -76,7 +77,9 @@ ACTS = st.lists(
         st.integers(0, 6),
         st.sampled_from([0, 0, 0, 20, 45, 90]),
         st.sampled_from([None, None, None, "scored", "committed"]),
-        st.sampled_from([None, None, None, "same", "kept", "older", "empty", "build before", "switched"]),
+        st.sampled_from(
+            [None, None, None, "same", "kept", "older", "empty", "build before", "switched", "model"]
+        ),
     ),
     max_size=8,
 )
@@ -114,15 +117,15 @@ class Told:
 class Machine:
     """One partition's life on one machine, its log and what is kept of its disk."""
 
-    def __init__(self, served: ServedModel, steps: list[Step], folder: Path, alerts: bool = True) -> None:
-        self.served, self.folder = served, folder
+    def __init__(self, models: list[ServedModel], steps: list[Step], folder: Path) -> None:
+        self.models = models
         self.expected = Expected(steps)
         self.expected.seen = set()
         self.broker = SimulatedBroker()
         for step, (value, headers) in zip(steps, self.expected.values, strict=True):
             self.broker.produce(step.user.encode(), value)  # type: ignore[arg-type]  # a tombstone
             self.broker.source[-1].headers = headers
-        self.alerts, self.passed_ms, self.values_are_known = alerts, 0, True
+        self.alerts, self.passed_ms, self.values_are_known = True, 0, True
         self._now, self._kept = folder / "now", folder / "kept"
 
     async def start(self) -> None:
@@ -134,7 +137,7 @@ class Machine:
         await restore(self.store, self.log, NOW_MS, lambda _: None)
         mark = self.store.mark()
         options = SETTINGS[self.alerts]
-        together = clicks_rounds(options, lambda: self.served, topic="clicks", topic_id=b"s" * 16)
+        together = clicks_rounds(options, lambda: self.models[0], topic="clicks", topic_id=b"s" * 16)
         self.meanwhile_ms, self.killed_at = 0, None
 
         async def score(request: ClicksRequest) -> Rendered:
@@ -206,6 +209,8 @@ class Machine:
             shutil.rmtree(self._now)
         elif then == "switched":
             self.alerts = not self.alerts
+        elif then == "model":
+            self.models = self.models[::-1]
         elif then == "build before":
             await self._as_the_build_before()
         await self.start()
@@ -215,7 +220,7 @@ class Machine:
         await self.start()
         mark = self.store.mark()
         if mark is not None:
-            artefact = self.served.artefact
+            artefact = self.models[0].artefact
             layout = RowLayout(len(artefact.actions), artefact.state_width, artefact.window)
             changed: list[tuple[bytes, bytes]] = []
             for key, raw in self.store.items():
@@ -250,7 +255,7 @@ class Machine:
         return [(key, value) for key, value in self.broker.outputs if b'"kind":"churn.' in (value or b"")]
 
     def wanted(self) -> list[tuple[bytes, bytes]]:
-        alerts: ChurnAlertRenderer | None = _of_model(self.served).alerts
+        alerts: ChurnAlertRenderer | None = _of_model(self.models[0]).alerts
         assert alerts is not None
         return [(key, value) for key, value, _ in alerts.messages(self.expected.said, 0)]
 
@@ -275,9 +280,11 @@ async def lived(machine: Machine, acts: list[Act]) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    artefact = load_artefact(untrained(tmp_path_factory.mktemp("models"), categories=("c0",), hidden=16))
-    return ServedModel(artefact, StepEngine(artefact, "cpu"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[ServedModel]:
+    """Two whose rows are of different layouts."""
+    root = tmp_path_factory.mktemp("models")
+    artefacts = [load_artefact(untrained(root, name=f"m{width}", hidden=width)) for width in (16, 32)]
+    return [ServedModel(artefact, StepEngine(artefact, "cpu")) for artefact in artefacts]
 
 
 def by_user(said: list[Any]) -> dict[Any, list[Any]]:
@@ -301,13 +308,13 @@ def events(users: str, ten_minutes: int) -> list[Step]:
 @settings(deadline=None, max_examples=30)
 @given(steps=STEPS, acts=ACTS, most=st.sampled_from([1, 2, 4096]), share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_whatever_happens_to_the_process_the_same_is_said(
-    served: ServedModel, steps: list[Step], acts: list[Act], most: int, share: float
+    models: list[ServedModel], steps: list[Step], acts: list[Act], most: int, share: float
 ) -> None:
     """Each alert once, byte for byte and of each user in order; of all users where none has to wait for the next."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(silence, "MOST_DUE", most)
         patch.setattr(rounds, "_Silences", type("Steps", (Told,), {"steps": steps, "share": share}))
-        machine = Machine(served, steps, Path(folder))
+        machine = Machine(models, steps, Path(folder))
         asyncio.run(lived(machine, acts))
         said, wanted = machine.said(), machine.wanted()
         assert by_user(said) == by_user(wanted)
@@ -315,7 +322,22 @@ def test_whatever_happens_to_the_process_the_same_is_said(
             assert said == wanted
         moved = any(act.passed or act.then == "switched" for act in acts)
         if not moved and max((step.ten_minutes for step in steps), default=0) < 100:
-            assert by_user(offline(served, machine)) == by_user(wanted)
+            assert by_user(offline(models[0], machine)) == by_user(wanted)
+
+
+def test_what_is_forgotten_with_the_process_is_said_again(models: list[ServedModel], tmp_path: Path) -> None:
+    """The law can fail: with a mark that holds no moment, an empty disk brings back what was said."""
+    steps, said = events("a", 1), {}
+    for planted in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rounds, "_Silences", type("Steps", (Told,), {"steps": steps, "share": 0.0}))
+            patch.setattr(SourceMark, "encode", SourceMark.encode)  # so that it comes back
+            if planted:
+                moment_only_in_memory()
+            machine = Machine(models, steps, tmp_path / str(planted))
+            asyncio.run(lived(machine, [Act(1), Act(0, passed=20), Act(0, then="empty")]))
+            said[planted] = len(machine.said())
+    assert said == {False: 1, True: 2}
 
 
 def offline(served: ServedModel, machine: Machine) -> list[tuple[bytes | None, bytes | None]]:

@@ -51,6 +51,7 @@ from stream.scoring import ClicksRequest
 from stream.settings import Kafka, Settings, load_settings
 from stream.silence import PartitionTimers, moved_timers
 from stream.stage import Rendered, Work
+from stream.topics import fresh_start
 
 logger = structlog.get_logger("foreclick.app")
 
@@ -279,10 +280,7 @@ def topic_set(settings: Settings) -> tuple[TopicSet, int]:
     source, changelog = found[settings.clicks_topic], found[settings.changelog_topic]
     outputs = {name: found[name].partitions for name in names[2:]}
     outputs |= {routed(settings.groups_topic, number): partitions for number in range(partitions)}
-    mend = (
-        f"Recreate the changelog with {source.partitions} partitions (`foreclick state reset --to earliest`)."
-    )
-    return TopicSet.over(source, changelog, outputs, mend), partitions
+    return TopicSet.over(source, changelog, outputs, fresh_start(settings, changelog.name)), partitions
 
 
 class Boot(BootStrategy):

@@ -37,6 +37,7 @@ from stream.scoring import readable_id
 from stream.settings import Settings
 from stream.shared_devices import SharedDevices
 from stream.stage import Work
+from stream.topics import fresh_start
 from stream.user_scores import ScoresInUse, user_watch
 
 logger = structlog.get_logger("foreclick.groups")
@@ -192,7 +193,7 @@ def groups_topics(settings: Settings) -> tuple[TopicSet, TopicInfo, int]:
     )
     outputs = {alerts.name: alerts.partitions}
     outputs |= {routed(source.name, number): source.partitions for number in range(source.partitions)}
-    topics = TopicSet.over(source, changelog, outputs, "Delete both, then run `foreclick topics create`.")
+    topics = TopicSet.over(source, changelog, outputs, fresh_start(settings, changelog.name))
     return topics, clicks, source.partitions
 
 

@@ -23,6 +23,7 @@ from stream.metrics import Metrics
 from stream.scoring import readable_id
 from stream.settings import Settings
 from stream.stage import Work
+from stream.topics import fresh_start
 
 logger = structlog.get_logger("foreclick.labels")
 
@@ -133,6 +134,4 @@ def labels_topics(settings: Settings) -> TopicSet:
         letters.name: letters.partitions,
         routed(settings.control_topic, 0): 1,
     }
-    return TopicSet.over(
-        source, changelog, outputs, "Delete the changelog, then run `foreclick topics create`."
-    )
+    return TopicSet.over(source, changelog, outputs, fresh_start(settings, changelog.name))

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from stream.broker.topics import TopicInfo, TopicSpec, describe, describe_topics, ensure_topics
 from stream.errors import TopicError
 from stream.settings import Settings
+from stream.wording import FRESH_START
 
 SOURCE_MAX_BYTES = 1_048_588  # Kafka's default; stated, because the dead letters' limit is counted from it
 DEAD_LETTER_EXTRA_BYTES = 64 << 10  # original bytes plus the headers that say why
@@ -113,7 +114,7 @@ def create(settings: Settings) -> list[str]:
     for name, source in _sources(settings).items():
         changelog = found.get(name)
         if changelog and changelog.partitions != partitions[source]:
-            raise TopicError(_changelog_differs(source, partitions[source], changelog))
+            raise TopicError(_changelog_differs(settings, source, partitions[source], changelog))
     return ensure_topics(client, [spec for spec in specs if spec.name not in found])
 
 
@@ -184,7 +185,9 @@ def _wrong(
     mirrored = found.get(_sources(settings).get(topic.name, ""))
     alter = f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} --add-config"
     if mirrored and topic.partitions != mirrored.partitions:
-        findings.append(Finding("fail", _changelog_differs(mirrored.name, mirrored.partitions, topic)))
+        findings.append(
+            Finding("fail", _changelog_differs(settings, mirrored.name, mirrored.partitions, topic))
+        )
     policy = spec.config.get("cleanup.policy", "delete")
     if policy == "compact" and topic.cleanup_policy != "compact":
         findings.append(
@@ -222,10 +225,25 @@ def _wrong(
     return findings
 
 
-def _changelog_differs(source: str, partitions: int, changelog: TopicInfo) -> str:
+def fresh_start(settings: Settings, changelog: str) -> str:
+    """How an operator forgets rows and position of the stage with this changelog and of no other, a sentence."""
+    if changelog == settings.groups_changelog_topic:
+        topics, group = f"{settings.groups_topic} and {changelog}", settings.groups_group
+    elif changelog == settings.labels_changelog_topic:
+        topics, group = changelog, settings.labels_group  # not the labels: people wrote them
+    else:
+        return FRESH_START
+    return (
+        f"Stop the workers, delete on the broker {topics} (kafka-topics.sh) and the group {group} "
+        "(kafka-consumer-groups.sh), then run `foreclick topics create`. `foreclick state reset` would forget every "
+        "user's rows too."
+    )
+
+
+def _changelog_differs(settings: Settings, source: str, partitions: int, changelog: TopicInfo) -> str:
     return (
         f"Topic {source} has {partitions} partitions, its changelog {changelog.name} has {changelog.partitions}: rows "
-        f"would be looked for where they are not. Recreate the changelog: foreclick state reset --to earliest"
+        f"would be looked for where they are not. {fresh_start(settings, changelog.name)}"
     )
 
 

@@ -8,7 +8,10 @@ from typing import Final
 
 from stream.errors import ConfigurationError
 
-__all__ = ["cut", "moment", "moment_of", "plain", "span"]
+__all__ = ["FRESH_START", "cut", "moment", "moment_of", "plain", "span"]
+
+#: How an operator forgets the rows of users and begins anew; what other stages say instead: stream/topics.py.
+FRESH_START: Final = "Run `foreclick state reset --to earliest` or `--to latest`."
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 

@@ -25,6 +25,7 @@ from stream.engine.unfinished import end_before, end_unfinished
 from stream.engine.wire import Place
 from stream.errors import BrokenInvariant, TopicError
 from stream.stage import FENCE_KEY, Message, Row
+from stream.wording import FRESH_START
 
 FENCE_TIMEOUT_S = 60.0  # the broker waits out a predecessor's commit in flight
 SETTLE_TIMEOUT_S = 40.0  # longer than the broker needs to abort a transaction of 30 s
@@ -44,6 +45,7 @@ class TopicSet:
         outputs: partition count by topic that the stage writes to, each at the partition of its source's number; an
             output ``TOPIC/3`` is partition 3 of that topic, for what is keyed anew (``/`` is in no name of a topic).
         tombstone_retention_ms: ``delete.retention.ms`` of the changelog.
+        fresh_start: how to forget rows and position of this stage and no other's, a sentence.
     """
 
     source: str
@@ -52,13 +54,16 @@ class TopicSet:
     changelog_id: bytes
     outputs: Mapping[str, int]
     tombstone_retention_ms: int
+    fresh_start: str = FRESH_START
 
     @classmethod
-    def over(cls, source: TopicInfo, changelog: TopicInfo, outputs: Mapping[str, int], mend: str) -> TopicSet:
+    def over(
+        cls, source: TopicInfo, changelog: TopicInfo, outputs: Mapping[str, int], fresh_start: str
+    ) -> TopicSet:
         """The topics as the broker has them.
 
         Args:
-            mend: what to do when the changelog has not the partitions of the source, a sentence.
+            fresh_start: as of the class; the way out when the partitions differ, too.
 
         Raises:
             TopicError: it has not.
@@ -66,7 +71,7 @@ class TopicSet:
         if source.partitions != changelog.partitions:
             raise TopicError(
                 f"Topic {source.name} has {source.partitions} partitions, its changelog {changelog.name} has "
-                f"{changelog.partitions}: rows would be looked for where they are not. {mend}"
+                f"{changelog.partitions}: rows would be looked for where they are not. {fresh_start}"
             )
         return cls(
             source=source.name,
@@ -75,6 +80,7 @@ class TopicSet:
             changelog_id=changelog.topic_id,
             outputs=outputs,
             tombstone_retention_ms=changelog.delete_retention_ms,
+            fresh_start=fresh_start,
         )
 
 

@@ -34,6 +34,7 @@ from stream.engine.restore import Changelog, restore
 from stream.engine.store import Store
 from stream.errors import BrokenInvariant, PositionError
 from stream.stage import Chunk, Clock, Probe, SourceMark, Stage, TransactionLog, no_probe
+from stream.wording import FRESH_START
 
 logger = structlog.get_logger("foreclick.partition")
 
@@ -79,6 +80,7 @@ class Partition:
         number: of the source partition.
         make_stage: builds the stage once the position is known: (position, mark or None) -> Stage.
         batch_limit: events in one micro-batch.
+        fresh_start: how to forget rows and position of this stage alone, a sentence for errors.
         wait_s: how long the oldest chunk may wait for a fuller micro-batch.
         end_process: called with any failure; never returns.
         gate: where partitions that are ready wait for those at work; a full micro-batch passes by.
@@ -99,6 +101,7 @@ class Partition:
         wait_s: float = 0.008,
         on_position_mismatch: str = "open",
         on_data_loss: str = "exit",
+        fresh_start: str = FRESH_START,
         count_mismatch: Callable[[], None] = lambda: None,
         gate: Gate | None = None,
         probe: Probe = no_probe,
@@ -129,6 +132,7 @@ class Partition:
         self._wait_s = wait_s
         self._on_position_mismatch = on_position_mismatch
         self._on_data_loss = on_data_loss
+        self._fresh_start = fresh_start
         self._count_mismatch = count_mismatch
         self._gate = gate
         self._probe = probe
@@ -223,8 +227,8 @@ class Partition:
         if mark is None:
             raise PositionError(
                 f"{self.topic}[{self.number}]: the group has committed offset {committed}, but the changelog holds no "
-                "state for it (were the topics recreated under an old group?). If a fresh start is meant, run "
-                "`foreclick state reset --to earliest` or `--to latest`."
+                "state for it (were the topics recreated under an old group?). If a fresh start is meant: "
+                f"{self._fresh_start}"
             )
         self._count_mismatch()
         if self._on_position_mismatch == "exit":
@@ -253,7 +257,7 @@ class Partition:
         if position > end:
             raise PositionError(
                 f"{self.topic}[{self.number}]: the state stands at {position}, beyond the topic's end {end}: the "
-                "broker lost records. If a fresh start is meant, run `foreclick state reset --to latest`."
+                f"broker lost records. If a fresh start is meant: {self._fresh_start}"
             )
         return position
 

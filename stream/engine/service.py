@@ -267,6 +267,7 @@ class Engine(Service):
             wait_s=self._wait_ms / 1000,
             on_position_mismatch=settings.on_position_mismatch,
             on_data_loss=settings.on_data_loss,
+            fresh_start=self.topics.fresh_start,
             count_mismatch=self._metrics.position_mismatch,
             gate=self._gate,
             probe=self._probe,

@@ -101,7 +101,7 @@ class TopicWatch:
             raise TopicError(
                 f"Changelog {topics.changelog} was deleted and created anew while this worker ran: the new one does "
                 "not hold the rows. Stop all workers, bring the old topic back from a copy if there is one, or begin "
-                "anew with `foreclick state reset`."
+                f"anew. {topics.fresh_start}"
             )
 
     def _note(self, ids: Mapping[str, bytes]) -> None:

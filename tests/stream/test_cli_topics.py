@@ -8,7 +8,7 @@ import pytest
 
 from stream.broker.topics import TopicInfo
 from stream.settings import Settings, load_settings
-from stream.topics import DEAD_LETTER_EXTRA_BYTES, differences, printable, topic_specs
+from stream.topics import DEAD_LETTER_EXTRA_BYTES, differences, fresh_start, printable, topic_specs
 
 DEFAULTS = {
     "cleanup.policy": "delete",
@@ -81,6 +81,18 @@ def test_other_partitions_of_the_changelog_fail(settings: Settings, found: dict[
     assert "clicks has 4 partitions" in message
     assert "has 8" in message
     assert "foreclick state reset" in message
+
+
+@pytest.mark.parametrize("stage", ["groups", "labels"])
+def test_the_way_out_of_one_stage_leaves_the_rows_of_others(stage: str) -> None:
+    """`state reset` forgets every user's rows, and makes no changelog of labels anew."""
+    settings = load_settings({})
+    said = fresh_start(settings, getattr(settings, f"{stage}_changelog_topic"))
+    assert f"delete on the broker foreclick-{stage}" in said
+    assert f"the group foreclick-{stage} (" in said
+    assert "`foreclick topics create`" in said
+    assert "delete on the broker labels" not in said
+    assert fresh_start(settings, settings.changelog_topic).startswith("Run `foreclick state reset")
 
 
 def test_a_changelog_that_deletes_fails_and_a_source_that_compacts_too(

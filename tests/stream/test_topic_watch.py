@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_topic_that_is_not_known_for_a_moment_is_waited_for() -> None:
     unknown: list[Answer] = [{}] * int(GONE_S - 1)
     away: list[Answer] = [None] * int(ANSWER_S + GONE_S)
     watched([BOTH, *unknown, BOTH, *unknown, *away, *unknown, BOTH])
+
+
+def test_a_changelog_that_is_another_one_names_the_way_out_of_its_stage() -> None:
+    """Whoever begins anew with labels need not forget the rows of users."""
+    brokers = Brokers([{**BOTH, "changelog": SOURCE_ID}])
+    watch = TopicWatch({}, replace(TOPICS, fresh_start="As of this stage."), clock=lambda: brokers.now_s)
+    watch._client = brokers
+    with pytest.raises(TopicError, match=r"Changelog changelog was deleted .* As of this stage\."):
+        asyncio.run(watch.look())
 
 
 def test_brokers_that_do_not_answer_are_timed_and_sought() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from stream.cli import Commands
@@ -84,6 +85,12 @@ def test_error_is_one_line_without_a_traceback() -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.fullmatch(r"error: Unknown setting FORECLICK_KAFKA__BOOTSTRAP_SERVER .*\n", done.stderr)
+
+
+def test_a_broker_that_is_not_there_to_stop_is_sought_in_a_named_folder(tmp_path: Path) -> None:
+    """One that runs from another data directory stays up, and whoever wanted it stopped should know."""
+    done = run("broker", "stop", "--data-dir", str(tmp_path))
+    assert f"no broker was running in {tmp_path}; name another: --data-dir DIR" in done.stdout
 
 
 def test_unknown_command_and_flag_are_usage_errors() -> None:

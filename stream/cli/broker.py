@@ -57,8 +57,12 @@ def start(
 
 def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Stop it; its data stays."""
-    stopped = _broker(data_dir).stop()
-    finish({"stopped": stopped}, "stopped" if stopped else "no broker was running", as_json)
+    broker = _broker(data_dir)
+    stopped = broker.stop()
+    text = (
+        "stopped" if stopped else f"no broker was running in {broker.data_dir}; name another: --data-dir DIR"
+    )
+    finish({"stopped": stopped}, text, as_json)
 
 
 def status(data_dir: DataDir = None, as_json: Json = False) -> None:

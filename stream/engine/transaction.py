@@ -379,7 +379,8 @@ class Transactions:
         pause_s = LONG_PAUSE_S if moved else PAUSE_S
         if time.monotonic() + pause_s > deadline_s:
             raise TimeoutError(
-                f"{what} of {self._id} was not answered in time; the last trouble was: {trouble}"
+                f"{what} of {self._id} was not answered in time; the last trouble was: {trouble}. Nothing is lost; "
+                "`foreclick doctor` looks at brokers and topics, then start again."
             )
         await asyncio.sleep(pause_s)
         self._moved = self._moved or moved

@@ -200,12 +200,12 @@ class Clicks:
     def state(self, user: str) -> dict[str, Any] | None:
         """The row of a user in this worker's partitions."""
         key = user.encode()
-        for part in self.engine.open_partitions():
-            raw = part.store.get([key])[0] if part.store.is_open else None
-            if raw is not None:
-                found = read(raw, part.store.said_before().ends_ms(key))
-                return {"user_id": user, "partition": part.number, "bytes": len(raw), **found}
-        return None
+        found = self.engine.row(key)
+        if found is None:
+            return None
+        part, raw = found
+        row = read(raw, part.store.said_before().ends_ms(key))
+        return {"user_id": user, "partition": part.number, "bytes": len(raw), **row}
 
     def stats(self) -> dict[str, Any]:
         """Where every partition stands, and where the worker's time went."""

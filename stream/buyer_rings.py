@@ -25,14 +25,23 @@ import msgspec
 
 from stream.alerts import Alert, severity_of
 from stream.crowd_alerts import evidence_entry, score_of
-from stream.group_detectors import MAX_ROW_BYTES, MEETINGS, USER, Fold, Group, GroupEvent, Meeting, Partner
+from stream.group_detectors import (
+    MAX_ROW_BYTES,
+    MEETINGS,
+    TOGETHER_MS,
+    USER,
+    Fold,
+    Group,
+    GroupEvent,
+    Meeting,
+    Partner,
+)
 from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "BuyerRings"]
 
 KIND: Final = "buyer_ring"
 _ROW_VERSION: Final = 1
-_TOGETHER_MS: Final = 2 * 3_600_000
 _MEMORY_MS: Final = 28 * 24 * 3_600_000
 _LEAST_PARTNERS: Final = 2
 _SHOWN: Final = 24
@@ -194,7 +203,7 @@ def _kept(met: Sequence[_Met]) -> list[_Kept]:
             if before is None:
                 found[each.user_id] = _Kept(each.user_id, 1, crowd, one.event_time_ms, each)
                 continue
-            again = one.event_time_ms - before.last_ms > _TOGETHER_MS
+            again = one.event_time_ms - before.last_ms > TOGETHER_MS
             found[each.user_id] = _Kept(
                 each.user_id, before.occasions + again, max(before.crowd, crowd), one.event_time_ms, each
             )

@@ -32,6 +32,7 @@ def clicks_rounds(
     Args:
         in_use: the model that the next round is scored with.
     """
+    source, named_id = settings.source_of(topic), readable_id(topic_id)
 
     def of_model(served: ServedModel) -> ClicksModel:
         artefact = served.artefact
@@ -41,9 +42,9 @@ def clicks_rounds(
             artefact.actions.names,
             dict(zip(artefact.categories.codes.tolist(), artefact.categories.names, strict=True)),
             topic=topic,
-            topic_id=readable_id(topic_id),
+            topic_id=named_id,
             churn_horizon_s=int(artefact.churn_horizon_s),
-            source=f"/{settings.app_id}/{topic}",
+            source=source,
         )
         layout = RowLayout(len(artefact.actions), artefact.state_width, artefact.window)
         alerts = None
@@ -51,8 +52,8 @@ def clicks_rounds(
             stays_away = settings.churn.threshold or artefact.manifest["thresholds"]["churn_probability"]
             alerts = ChurnAlertRenderer(
                 topic=topic,
-                topic_id=readable_id(topic_id),
-                source=f"/{settings.app_id}/{topic}",
+                topic_id=named_id,
+                source=source,
                 horizon_s=settings.churn.horizon_s or int(artefact.churn_horizon_s),
                 threshold=1 - stays_away,
                 odds=artefact.return_odds,
@@ -62,8 +63,8 @@ def clicks_rounds(
             vectors = UserVectors(
                 artefact.name,
                 artefact.version,
-                topic_id=readable_id(topic_id),
-                source=f"/{settings.app_id}/{topic}",
+                topic_id=named_id,
+                source=source,
             )
         return ClicksModel(served, layout, np.uint64(artefact.fingerprint), renderer, alerts, vectors)
 

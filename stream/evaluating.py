@@ -154,19 +154,6 @@ def read_for(
             f"{read.name} has no test users: none of its {len(log.user_ids)} has crc32(user) % 100 from {shares[1]} "
             f"on. Give other --bounds, or --split all if the model was not trained on this log."
         )
-    notes = []
-    known = len(artefact.actions) - 1
-    other = int((columns["action"] == known).sum())
-    if other:
-        notes.append(
-            f"{other} of {len(columns['row'])} events have an action that the model does not know; they count as "
-            f"`other`."
-        )
-    if split == "all" and log.digest == training.get("sha256"):
-        notes.append(
-            "This is the log that the model was trained on: with --split all its figures are not of unseen users. "
-            "Use --split test."
-        )
     labelled = fitted = None
     if log.given_labels is not None:
         share = log.shares()
@@ -185,10 +172,28 @@ def read_for(
         digest=log.digest,
         format=read.format,
         gap_unit_s=UNIT_S if read.format == TPP.name else 1.0,
-        notes=tuple(notes),
+        notes=_notes(artefact, log, columns, split),
         labelled=labelled,
         fitted=fitted,
     )
+
+
+def _notes(artefact: Artefact, log: TrainingLog, columns: Columns, split: str) -> tuple[str, ...]:
+    """What a reader of the figures should know of the events."""
+    notes = []
+    rest = len(artefact.actions) - 1
+    other = int((columns["action"] == rest).sum())
+    if other:
+        notes.append(
+            f"{other} of {len(columns['row'])} events have an action that the model does not know; they count as "
+            f"`other`."
+        )
+    if split == "all" and log.digest == artefact.manifest["training"].get("sha256"):
+        notes.append(
+            "This is the log that the model was trained on: with --split all its figures are not of unseen users. "
+            "Use --split test."
+        )
+    return tuple(notes)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ __all__ = [
     "MAX_ROW_BYTES",
     "MEETINGS",
     "SHOP",
+    "TOGETHER_MS",
     "USER",
     "Fold",
     "Group",
@@ -55,6 +56,8 @@ DEVICE: Final = "device"
 USER: Final = "user"
 #: A user's meetings with others, as detectors of other groups tell them.
 MEETINGS: Final = "met"
+#: Who orders the same within so long has met, and meets anew only after as long again.
+TOGETHER_MS: Final = 2 * 3_600_000
 
 #: A row of the stage; a longer one is kept in several pieces of this size.
 MAX_ROW_BYTES: Final = 16 << 10

@@ -138,7 +138,7 @@ class Groups:
                 cool_down_ms=settings.groups.cool_down_s * 1000,
                 alerts_topic=settings.alerts_fraud_topic,
                 topic_id=readable_id(source.topic_id),
-                source=f"/{settings.app_id}/{source.name}",
+                source=settings.source_of(source.name),
                 fetch=store.get,
                 stored=store.items(),
                 erasures=Erasures(waiting, store.page),

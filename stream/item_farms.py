@@ -28,7 +28,7 @@ import msgspec
 from models.fraud.crowds import excess_nats
 from stream.alerts import Alert
 from stream.crowd_alerts import crowd_alert
-from stream.group_detectors import ITEM, MAX_ROW_BYTES, Fold, Group, GroupEvent, Meeting, Partner
+from stream.group_detectors import ITEM, MAX_ROW_BYTES, TOGETHER_MS, Fold, Group, GroupEvent, Meeting, Partner
 from stream.packed_rows import PackedRows
 
 __all__ = ["KIND", "ItemFarms"]
@@ -36,7 +36,6 @@ __all__ = ["KIND", "ItemFarms"]
 KIND: Final = "click_farm"
 _ROW_VERSION: Final = 2
 _WEEK_MS: Final = 7 * 24 * 3_600_000
-_TOGETHER_MS: Final = 2 * 3_600_000
 _FEW: Final = 12  # others; where more order within two hours, whom one meets says nothing
 _AT_LEAST: Final = 3  # users, or nobody has anything in common
 _ENTRY_BYTES: Final = 160  # of a buyer beside the id, at most; a waiting order takes less
@@ -207,7 +206,7 @@ def _met(group: Group, known: _Row, order: _Order) -> list[Meeting]:
     """The order's buyer beside those who ordered within two hours before, if they are a few."""
     partners: list[Partner] = []
     for user, there in reversed(known.buyers.items()):
-        if order.event_time_ms - there.times_ms[-1] > _TOGETHER_MS or len(partners) > _FEW:
+        if order.event_time_ms - there.times_ms[-1] > TOGETHER_MS or len(partners) > _FEW:
             break
         if user != order.user_id:
             partners.append(_partner(user, there))

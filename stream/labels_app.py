@@ -58,7 +58,7 @@ class Labels:
             return LabelsWork(
                 topic=topics.source,
                 topic_id=readable_id(topics.source_id),
-                source=f"/{settings.app_id}/{topics.source}",
+                source=settings.source_of(topics.source),
                 partition=partition,
                 dead_letters_topic=settings.dead_letters_topic,
                 audit_topic=settings.alerts_audit_topic,

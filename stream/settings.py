@@ -327,6 +327,10 @@ class Settings(BaseSettings):
         # load_settings reads the environment itself: pydantic-settings would let misspelt names pass.
         return (init_settings,)
 
+    def source_of(self, topic: str) -> str:
+        """The ``ce_source`` of what is made of a topic: a URI reference."""
+        return f"/{self.app_id}/{topic}"
+
     @property
     def clicks_topic(self) -> str:
         return self.topics.prefix + self.topics.clicks

@@ -365,6 +365,14 @@ class Engine(Service):
         """The wall clock."""
         return self._clock()
 
+    def row(self, key: bytes) -> tuple[Partition, bytes] | None:
+        """The partition here that holds a row under a key, and the row."""
+        for part in self.open_partitions():
+            raw = part.store.get([key])[0] if part.store.is_open else None
+            if raw is not None:
+                return part, raw
+        return None
+
     def open_partitions(self) -> list[Partition]:
         return [part for part in self.parts.values() if part.state is State.OPEN]
 

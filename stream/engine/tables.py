@@ -34,11 +34,11 @@ class StateTable(faust.Table):
     def _row(self, key: str) -> tuple[bytes, int] | None:
         """The stored bytes, and until when this user's timers were said."""
         encoded = key.encode()
-        for store in self._stores():
-            raw = store.get([encoded])[0]
-            if raw is not None:
-                return raw, store.said_before().ends_ms(encoded)
-        return None
+        found = self._engine.row(encoded)
+        if found is None:
+            return None
+        part, raw = found
+        return raw, part.store.said_before().ends_ms(encoded)
 
     def __getitem__(self, key: str) -> Any:
         row = self._row(key)

@@ -95,7 +95,7 @@ def test_every_metric_of_a_rule_exists() -> None:
     ],
 )
 def test_what_goes_wrong_has_a_rule(metric: str) -> None:
-    """Lag, dead letters, a lost device, a lost marker, commits that stop, a worker that ends after each start, brokers."""
+    """Lag, dead letters, a lost device or marker, commits that stop, a worker that ends after each start, brokers."""
     assert any(metric in rule["expr"] for rule in rules())
 
 

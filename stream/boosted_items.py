@@ -107,6 +107,8 @@ class BoostedItems:
                 known.latest_ms = max(known.latest_ms, event.event_time_ms)
                 known.forget()
                 alerts += self._judged(group, known, event)
+        if not known.visits:  # nearly every item
+            return Fold(None, alerts)
         known.forget()
         due_ms = max((visit.event_time_ms for visit in known.visits.values()), default=0) + _WEEK_MS
         if not known.visits or due_ms <= watermark_ms:

@@ -25,7 +25,7 @@ room leaves, and later alerts say ``approximate``. The same finding again is sen
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 from zlib import crc32
 
 import msgspec
@@ -64,7 +64,7 @@ MAX_ROW_BYTES: Final = 16 << 10
 _SAID_MEMBERS: Final = 512
 
 
-class Group(NamedTuple):
+class Group(msgspec.Struct, frozen=True, gc=False):
     """Which group: ``type`` is `SHOP`, `ITEM`, `DEVICE` or `USER`, and the subject type of its alerts."""
 
     type: str
@@ -121,7 +121,7 @@ class Meeting(GroupEvent, array_like=True, frozen=True, gc=False):
     partners: list[Partner] = []
 
 
-class Fold(NamedTuple):
+class Fold(msgspec.Struct, frozen=True):
     """What a detector makes of a row and events.
 
     Attributes:

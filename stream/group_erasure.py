@@ -50,6 +50,11 @@ class Erasures:
         """Whether anybody is left to be erased."""
         return bool(self._waiting)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether rows are to be written without the users of a pass."""
+        return bool(self._users)
+
     def add(self, user: bytes, *, again: bool = False) -> list[Row]:
         """Take note of a tombstone; the rows to remember it by, none when it is known.
 

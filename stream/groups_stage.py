@@ -18,7 +18,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -56,7 +56,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(_Kept).decode
 
 
-class _Event(NamedTuple):
+class _Event(msgspec.Struct, frozen=True, gc=False):
     """``rows`` are the keys of those that its folds need."""
 
     group: bytes
@@ -161,7 +161,8 @@ class GroupsWork:
         return DecodedGroups(read, list(keys), damaged)
 
     def _rows_of(self, group: bytes) -> list[bytes]:
-        return [group + suffix for suffix in self._suffixes.get(group_of(group).type, ())]
+        group_type, _, _ = group.decode().partition(":")
+        return [group + suffix for suffix in self._suffixes.get(group_type, ())]
 
     # ------------------------------------------------------------------ steps 4 to 6
 
@@ -256,6 +257,8 @@ class GroupsWork:
                 f"Detector {kind} made a row of {len(fold.row)} bytes of {group!r}; at most "
                 f"{detector.max_row_bytes} were agreed."
             )
+        if raw is None and fold.row is None and not fold.alerts:  # nothing was, and nothing is
+            return [], fold.meetings
         said, alerts = kept.said, []
         for found in fold.alerts:
             said, alert = hold_back(said, found, self._cool_down_ms)
@@ -265,7 +268,9 @@ class GroupsWork:
                 alerts.append(alert)
                 counts.approximate += alert.approximate
         due_ms = fold.due_ms
-        row, said = self._without_erased(group, detector, fold.row, said)
+        row = fold.row
+        if self._erasures.under_way:
+            row, said = self._without_erased(group, detector, row, said)
         if said is not None and row is None:
             due_ms = min(said.event_time_ms + self._cool_down_ms, END_MS)
             if due_ms <= watermark_ms:

@@ -171,7 +171,7 @@ class OrderBrushing:
     def add(self, shop: str, known: ShopOrders, order: Order) -> tuple[Outcome, list[Alert]]:
         """Remember one order that is not late; only a want of memory judges windows here. As `take` otherwise."""
         alerts: list[Alert] = []
-        if any(each.order_id == order.order_id for each in known.orders):
+        if order.order_id in [each.order_id for each in known.orders]:
             return "repeated", alerts
         if order.event_time_ms <= known.closed_ms:
             known.approximate = True

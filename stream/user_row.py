@@ -166,11 +166,12 @@ class UserRow(msgspec.Struct, array_like=True):
 
     def ordered_again(self) -> tuple[int, Sequence[Order]]:
         """How often a thing was ordered that had been before, and all orders of such things."""
-        if len(self.orders) < 2:
+        bought = [order.thing for order in self.orders if order.thing]
+        repeats = len(bought) - len(set(bought))
+        if not repeats:
             return 0, ()
-        bought = Counter(order.thing for order in self.orders if order.thing)
-        again = [order for order in self.orders if bought[order.thing] > 1]
-        return sum(times - 1 for times in bought.values()), again
+        times = Counter(bought)
+        return repeats, [order for order in self.orders if times[order.thing] > 1]
 
     def most_events(self, span_ms: int) -> tuple[int, Sequence[Tempo]]:
         """How many events there were within a span at least, and the blocks of 16 that tell it."""

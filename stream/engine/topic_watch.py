@@ -4,7 +4,8 @@ A topic that is deleted and created anew under the old name is another one: posi
 changelog, speak of the old one, and nothing that a consumer or a producer of names sees tells the two apart. So their
 ids (KIP-516) are asked for once a second and before a position is verified, and a worker that finds others ends; as it
 starts again, positions are verified against the new ones (partition.py). So does one whose topic is gone for good: it
-would own no partition and wait in silence. The same question tells how long the brokers have been away.
+would own no partition and wait in silence; and one whose source was given more partitions: keys lead elsewhere then.
+The same question tells how long the brokers have been away.
 """
 
 from __future__ import annotations
@@ -79,29 +80,36 @@ class TopicWatch:
         """Hold the ids of now against those of the start; a topic that a broker does not know may come yet.
 
         Raises:
-            TopicError: as of ``run``.
+            TopicError: as of ``run``, or one of them has more partitions now.
         """
         topics = self._topics
-        asked = wire.topic_ids((topics.source, topics.changelog))
+        asked = wire.topics_seen((topics.source, topics.changelog))
         try:
             answer = self._client.send(self._client.get_random_node(), asked)
-            ids = await asyncio.wait_for(answer, ANSWER_S)
+            seen = await asyncio.wait_for(answer, ANSWER_S)
         except (KafkaError, OSError, TimeoutError):
             # Who needs the broker notices; here only its addresses may have changed.
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
                 await asyncio.wait_for(self._client.force_metadata_update(), METADATA_S)
             return
+        ids = {name: topic.id for name, topic in seen.items() if topic.id != _NO_ID}
         self._note(ids)
-        if ids.get(topics.source, _NO_ID) not in (_NO_ID, topics.source_id):
+        if ids.get(topics.source, topics.source_id) != topics.source_id:
             raise TopicError(
                 f"Topic {topics.source} was deleted and created anew while this worker ran: its positions speak of the "
                 "old one. Start the worker again: it keeps the rows and reads the new topic from its beginning."
             )
-        if ids.get(topics.changelog, _NO_ID) not in (_NO_ID, topics.changelog_id):
+        if ids.get(topics.changelog, topics.changelog_id) != topics.changelog_id:
             raise TopicError(
                 f"Changelog {topics.changelog} was deleted and created anew while this worker ran: the new one does "
                 "not hold the rows. Stop all workers, bring the old topic back from a copy if there is one, or begin "
                 f"anew. {topics.fresh_start}"
+            )
+        if len(ids) == 2 and seen[topics.source].partitions != seen[topics.changelog].partitions:
+            raise TopicError(
+                f"Topic {topics.source} has {seen[topics.source].partitions} partitions by now, its changelog "
+                f"{topics.changelog} has {seen[topics.changelog].partitions}: keys have moved away from their rows. "
+                f"{topics.fresh_start}"
             )
 
     def _note(self, ids: Mapping[str, bytes]) -> None:
@@ -112,7 +120,7 @@ class TopicWatch:
         """
         before_s, self._answered_s = self._answered_s, self._clock()
         for topic, known_s in self._known_s.items():
-            if ids.get(topic, _NO_ID) != _NO_ID:
+            if topic in ids:
                 self._known_s[topic] = self._answered_s
             elif self._answered_s - before_s > ANSWER_S:
                 self._known_s[topic] = self._answered_s  # brokers were away: theirs is a new start

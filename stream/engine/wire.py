@@ -51,6 +51,13 @@ class Ended(NamedTuple):
     producer: Producer | None
 
 
+class TopicSeen(NamedTuple):
+    """A topic as a broker sees it: its id, 16 bytes that are zeros for one that is not there, and its partitions."""
+
+    id: bytes
+    partitions: int
+
+
 class Reader:
     """Reads an answer from its start to its end."""
 
@@ -249,10 +256,10 @@ def features() -> Request[dict[str, int]]:
     return Request("ApiVersions", 18, 3, body, read, tagged_header=False)
 
 
-def topic_ids(names: Iterable[str]) -> Request[dict[str, bytes]]:
-    """Metadata: the ids of topics, 16 bytes each, by name (KIP-516); zeros for one that is not there."""
+def topics_seen(names: Iterable[str]) -> Request[dict[str, TopicSeen]]:
+    """Metadata: the ids of topics (KIP-516) and how many partitions they have, by name."""
 
-    def read(reader: Reader) -> dict[str, bytes]:
+    def read(reader: Reader) -> dict[str, TopicSeen]:
         reader.i32()  # throttle time
         for _ in reader.each():
             reader.i32(), reader.text(), reader.i32(), reader.text(), reader.tags()  # a broker
@@ -262,14 +269,15 @@ def topic_ids(names: Iterable[str]) -> Request[dict[str, bytes]]:
             reader.i16()
             name, topic_id = reader.text(), reader.raw(_TOPIC_ID_BYTES)
             reader.raw(1)  # whether it is internal
-            for _ in reader.each():
+            partitions = reader.each()
+            for _ in partitions:
                 reader.i16(), reader.i32(), reader.i32(), reader.i32()  # error, number, leader, its epoch
                 for _ in range(3):  # replicas, those in sync, those offline
                     for _ in reader.each():
                         reader.i32()
                 reader.tags()
             reader.i32(), reader.tags()
-            found[name] = topic_id
+            found[name] = TopicSeen(topic_id, len(partitions))
         return found
 
     topics = array(bytes(_TOPIC_ID_BYTES) + text(name) + NO_TAGS for name in names)

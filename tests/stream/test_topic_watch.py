@@ -11,12 +11,13 @@ import pytest
 
 from stream.engine.kafka_log import TopicSet
 from stream.engine.topic_watch import ANSWER_S, GONE_S, TopicWatch
+from stream.engine.wire import TopicSeen
 from stream.errors import TopicError
 
 SOURCE_ID, CHANGELOG_ID = b"s" * 16, b"c" * 16
-BOTH = {"clicks": SOURCE_ID, "changelog": CHANGELOG_ID}
+BOTH = {"clicks": TopicSeen(SOURCE_ID, 8), "changelog": TopicSeen(CHANGELOG_ID, 8)}
 TOPICS = TopicSet("clicks", SOURCE_ID, "changelog", CHANGELOG_ID, {}, 0)
-Answer = Mapping[str, bytes] | None  # None: no broker answers
+Answer = Mapping[str, TopicSeen] | None  # None: no broker answers
 
 
 class Brokers:
@@ -29,7 +30,7 @@ class Brokers:
     def get_random_node(self) -> int:
         return 0
 
-    async def send(self, node: int, request: Any) -> Mapping[str, bytes]:
+    async def send(self, node: int, request: Any) -> Mapping[str, TopicSeen]:
         self.now_s += 1.0
         if (answer := next(self._answers)) is None:
             raise ConnectionResetError("away")
@@ -55,7 +56,7 @@ def watched(answers: list[Answer]) -> tuple[TopicWatch, Brokers]:
 
 def test_a_topic_that_is_gone_for_good_ends_the_worker() -> None:
     """Left running it would own no partition and wait in silence for a topic that nobody makes."""
-    gone: list[Answer] = [{"changelog": CHANGELOG_ID}] * int(GONE_S + 1)
+    gone: list[Answer] = [{**BOTH, "clicks": TopicSeen(bytes(16), 0)}] * int(GONE_S + 1)
     with pytest.raises(TopicError, match=r"Topic clicks does not exist any more.*foreclick topics create"):
         watched([BOTH, *gone])
 
@@ -69,11 +70,19 @@ def test_a_topic_that_is_not_known_for_a_moment_is_waited_for() -> None:
 
 def test_a_changelog_that_is_another_one_names_the_way_out_of_its_stage() -> None:
     """Whoever begins anew with labels need not forget the rows of users."""
-    brokers = Brokers([{**BOTH, "changelog": SOURCE_ID}])
+    brokers = Brokers([{**BOTH, "changelog": TopicSeen(SOURCE_ID, 8)}])
     watch = TopicWatch({}, replace(TOPICS, fresh_start="As of this stage."), clock=lambda: brokers.now_s)
     watch._client = brokers
     with pytest.raises(TopicError, match=r"Changelog changelog was deleted .* As of this stage\."):
         asyncio.run(watch.look())
+
+
+def test_partitions_that_are_added_end_the_worker() -> None:
+    """Users whose keys lead to other partitions now would silently get rows anew."""
+    with pytest.raises(
+        TopicError, match="Topic clicks has 10 partitions by now, its changelog changelog has 8"
+    ):
+        watched([BOTH, {**BOTH, "clicks": TopicSeen(SOURCE_ID, 10)}])
 
 
 def test_brokers_that_do_not_answer_are_timed_and_sought() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from models.anomaly import Reference
 from models.baselines import unigram
@@ -135,8 +136,10 @@ def train(
         checkpoint.remove()
         refuse_existing(root, name, version)
 
-    # Sums split over threads round differently: one thread keeps training repeatable.
+    # Sums split over threads round differently: one thread, also of the teachers' and other fits' linear algebra,
+    # keeps training repeatable where there are more cores or fewer.
     torch.set_num_threads(1)
+    threadpool_limits(limits=1)
     torch.manual_seed(seed)
     spec = fit_features(log, split.fit)
     sizes = Architecture(

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from models.columns import take
 from models.errors import ArtefactError, TrainingError
@@ -56,6 +57,13 @@ def test_the_same_seed_gives_the_same_weights(log, tmp_path):
         for number, seed in enumerate((5, 5, 6))
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_training_computes_with_one_thread(log, tmp_path):
+    """Sums that are split over threads round differently where there are other cores."""
+    with threadpool_limits(limits=2):
+        train(log, tmp_path, epochs=1)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
 
 
 def test_metrics_are_measured_on_what_is_served(log, trained):

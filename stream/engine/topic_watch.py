@@ -67,30 +67,35 @@ class TopicWatch:
             await client.close()
 
     async def run(self) -> None:
-        """Look until cancelled.
+        """Look until stopped.
 
         Raises:
             TopicError: the source or the changelog is another topic now, or gone.
         """
-        while True:
+        while self._client is not None:
             await asyncio.sleep(LOOK_S)
             await self.look()
 
     async def look(self) -> None:
         """Hold the ids of now against those of the start; a topic that a broker does not know may come yet.
 
+        Nothing is asked before the start and after the stop: a worker that ends may be about to look once more.
+
         Raises:
             TopicError: as of ``run``, or one of them has more partitions now.
         """
-        topics = self._topics
+        topics, client = self._topics, self._client
+        if client is None:
+            return
         asked = wire.topics_seen((topics.source, topics.changelog))
         try:
-            answer = self._client.send(self._client.get_random_node(), asked)
+            answer = client.send(client.get_random_node(), asked)
             seen = await asyncio.wait_for(answer, ANSWER_S)
         except (KafkaError, OSError, TimeoutError):
-            # Who needs the broker notices; here only its addresses may have changed.
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(self._client.force_metadata_update(), METADATA_S)
+            # Who needs the broker notices; here only its addresses may have changed, or it was stopped meanwhile.
+            if self._client is not None:
+                with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                    await asyncio.wait_for(client.force_metadata_update(), METADATA_S)
             return
         ids = {name: topic.id for name, topic in seen.items() if topic.id != _NO_ID}
         self._note(ids)

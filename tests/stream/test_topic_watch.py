@@ -91,3 +91,20 @@ def test_brokers_that_do_not_answer_are_timed_and_sought() -> None:
     assert watch.unanswered_s == 3.0
     assert brokers.asked_for_addresses == 3
     assert watched([BOTH, None, BOTH])[0].unanswered_s == 0.0
+
+
+def test_a_watch_that_was_stopped_asks_nothing_more() -> None:
+    """A worker that ends stops it in the middle of whatever it does: it is no failure of the worker."""
+    brokers = Brokers([BOTH])
+    watch = TopicWatch({}, TOPICS, clock=lambda: brokers.now_s)
+
+    class Closing(Brokers):
+        async def send(self, node: int, request: Any) -> Mapping[str, TopicSeen]:
+            watch._client = None  # stopped while its answer is waited for
+            return await super().send(node, request)
+
+    last = Closing([None])
+    watch._client = last
+    asyncio.run(watch.look())
+    asyncio.run(watch.run())
+    assert (last.now_s, last.asked_for_addresses, brokers.now_s) == (1.0, 0, 0.0)

@@ -144,7 +144,7 @@ def due_end(watermark_ms: int) -> bytes:
     An event at the deadline itself is still in time, so it does not matter which of two events of one millisecond
     comes first.
     """
-    return TIMER_PREFIX + max(watermark_ms, 0).to_bytes(_DEADLINE_BYTES, "big")
+    return said_end(Moment(watermark_ms))
 
 
 def said_end(said_before: Moment) -> bytes:

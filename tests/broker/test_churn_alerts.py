@@ -11,19 +11,16 @@ from typing import Any
 
 import pytest
 
-from models.registry import load_artefact, untrained
-from models.runtime import StepEngine
+from models.registry import untrained
 from stream.audit import read_topic
 from stream.broker.server_settings import free_port
-from stream.broker.topics import describe
 from stream.engine.store import Store
-from stream.offline import OfflineRecord, score_batches
 from stream.outputs import load_schema
 from stream.settings import Settings
 from stream.silence import TIMER_PREFIX, moved_timers, said_end, timers_of
 from stream.stage import FENCE_KEY
 from tests.broker.conftest import Make
-from tests.broker.test_pipeline import drained, send
+from tests.broker.test_pipeline import drained, offline, send
 
 DAY_MS = 86_400_000
 
@@ -54,25 +51,6 @@ def visits(seed: int) -> list[tuple[bytes | None, bytes | None]]:
 def of_partition(settings: Settings, topic: str, partition: int) -> list[Any]:
     messages = [m for m in read_topic(settings.kafka.librdkafka(), topic) if m.partition() == partition]
     return sorted((m for m in messages if m.key() != FENCE_KEY), key=lambda m: m.offset())
-
-
-def offline_alerts(settings: Settings, partition: int) -> list[tuple[Any, Any, Any]]:
-    """What the offline core says of the partition's records."""
-    artefact = load_artefact(settings.model)  # type: ignore[arg-type]
-    records = [
-        OfflineRecord(m.offset(), m.key(), m.value(), m.headers() or ())
-        for m in of_partition(settings, settings.clicks_topic, partition)
-    ]
-    batches = score_batches(
-        records,
-        settings,
-        artefact,
-        StepEngine(artefact, "cpu"),
-        settings.clicks_topic,
-        topic_id=describe(settings.kafka.librdkafka(), settings.clicks_topic).topic_id,
-        partition=partition,
-    )
-    return [alert for rendered in batches for alert in rendered.messages.get(settings.alerts_churn_topic, ())]
 
 
 @pytest.mark.broker
@@ -109,7 +87,9 @@ def test_one_alert_a_silence_through_kill_rebalance_and_restore(
     identities: list[bytes] = []
     for partition in range(settings.topics.partitions):
         written = of_partition(settings, settings.alerts_churn_topic, partition)
-        assert [(m.key(), m.value(), m.headers()) for m in written] == offline_alerts(settings, partition)
+        assert [(m.key(), m.value(), m.headers()) for m in written] == offline(
+            settings, partition, settings.alerts_churn_topic
+        )
         identities += [dict(m.headers())["ce_id"] for m in written]
         kinds.update(json.loads(m.value())["kind"] for m in written)
     assert len(set(identities)) == len(identities)

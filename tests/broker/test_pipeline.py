@@ -91,8 +91,8 @@ def predictions(settings: Settings, partition: int) -> list[tuple[bytes, bytes, 
     return [(message.key(), message.value(), message.headers()) for message in messages]
 
 
-def offline(settings: Settings, partition: int) -> list[tuple[Any, Any, Any]]:
-    """What the same core makes of the partition's records without a broker."""
+def offline(settings: Settings, partition: int, output: str) -> list[tuple[Any, Any, Any]]:
+    """What the same core makes of the partition's records without a broker: the messages of an output."""
     artefact = load_artefact(settings.model)  # type: ignore[arg-type]
     records = [
         OfflineRecord(m.offset(), m.key(), m.value(), m.headers() or ())
@@ -110,7 +110,7 @@ def offline(settings: Settings, partition: int) -> list[tuple[Any, Any, Any]]:
         topic_id=topic_id,
         partition=partition,
     )
-    return [message for batch in batches for message in batch.messages.get(settings.predictions_topic, ())]
+    return [message for batch in batches for message in batch.messages.get(output, ())]
 
 
 def assert_exact(settings: Settings) -> None:
@@ -119,7 +119,7 @@ def assert_exact(settings: Settings) -> None:
     assert (found.missing, found.twice) == ([], [])
     assert found.predictions > 0
     for partition in range(settings.topics.partitions):
-        assert predictions(settings, partition) == offline(settings, partition)
+        assert predictions(settings, partition) == offline(settings, partition, settings.predictions_topic)
 
 
 @pytest.mark.broker

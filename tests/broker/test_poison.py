@@ -104,7 +104,7 @@ def test_poison_is_answered_record_by_record_and_leaves_others_alone(settings: S
     assert found.events_in == 2 * len(hostile)
     assert found.dead_letters > len(hostile) // 2
     for partition in range(settings.topics.partitions):
-        assert predictions(settings, partition) == offline(settings, partition)
+        assert predictions(settings, partition) == offline(settings, partition, settings.predictions_topic)
 
     changelog = sorted(read_topic(client, settings.changelog_topic), key=lambda message: message.offset())
     assert {m.key(): m.value() for m in changelog if is_good(m.key())} == good_alone(settings)
